@@ -1,0 +1,1 @@
+"""What the layers share: how an op is put together, checked, costed and described."""

@@ -1,0 +1,45 @@
+"""Errors about bad input, in one form: the rule, what came, the likely fix."""
+
+import torch
+
+
+def error(kind: type[Exception], rule: str, got: str, fix: str = "") -> Exception:
+    """An exception of type ``kind`` to raise, with a message in nacre's form.
+
+    Args:
+        kind: the type that torch.nn raises for the same input.
+        rule: what holds for every good input.
+        got: what came instead.
+        fix: what the caller most likely meant; a sentence, or empty.
+
+    Example:
+        >>> error(ValueError, "p is a probability, from 0 to 1", "p = 1.5")
+        ValueError('p is a probability, from 0 to 1; got p = 1.5.')
+    """
+    return kind(f"{rule}; got {got}." + (f" {fix}" if fix else ""))
+
+
+def shape(tensor: torch.Tensor) -> str:
+    """The shape of a tensor as a plain tuple, for messages."""
+    return str(tuple(tensor.shape))
+
+
+def same_device(name: str, **tensors: torch.Tensor | None) -> None:
+    """Raises RuntimeError unless all tensors lie on one device."""
+    _same("device", name, tensors)
+
+
+def same_dtype(name: str, **tensors: torch.Tensor | None) -> None:
+    """Raises RuntimeError unless all tensors have one dtype; under autocast, which casts them, it lets them pass."""
+    first = next(tensor for tensor in tensors.values() if tensor is not None)
+    if not torch.is_autocast_enabled(first.device.type):
+        _same("dtype", name, tensors)
+
+
+def _same(attribute: str, name: str, tensors: dict[str, torch.Tensor | None]) -> None:
+    given = {label: getattr(tensor, attribute) for label, tensor in tensors.items() if tensor is not None}
+    if len(set(given.values())) > 1:
+        got = ", ".join(f"{label} of {attribute} {value}" for label, value in given.items())
+        first = next(iter(given))
+        fix = f"Convert the others with .to({first}.{attribute})."
+        raise error(RuntimeError, f"{name} takes tensors of one {attribute}", got, fix)

@@ -1,0 +1,35 @@
+"""What a layer costs: exact integers from shapes.
+
+One multiply-add is 2 FLOPs. ``flops`` and ``backward_flops`` count matrix-type work (matmul, convolution, the products
+inside attention and recurrence), the numbers that papers quote; ``elementwise_flops`` count everything else apart, one
+for each addition, multiplication, division, comparison, square root, exponential or other function of one element.
+``bytes`` is the compulsory traffic: each input and parameter read once, each output written once. ``saved_bytes`` is
+what is kept for the backward, parameters not counted and each storage once.
+"""
+
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The bill of one call of a layer, forward and backward.
+
+    Example:
+        >>> Cost(parameters=6, flops=12) + Cost(parameters=2, flops=4)
+        Cost(parameters=8, flops=16, backward_flops=0, elementwise_flops=0, backward_elementwise_flops=0, \
+bytes=0, backward_bytes=0, saved_bytes=0)
+    """
+
+    parameters: int = 0
+    flops: int = 0
+    backward_flops: int = 0
+    elementwise_flops: int = 0
+    backward_elementwise_flops: int = 0
+    bytes: int = 0
+    backward_bytes: int = 0
+    saved_bytes: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        if not isinstance(other, Cost):
+            return NotImplemented
+        return Cost(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(Cost)))

@@ -1,0 +1,363 @@
+"""An op: one schema, one formula, any number of kernels, and the choice between them.
+
+An :class:`Op` is declared once, in a layer's ``layer.py``, and becomes two operators of ``torch.ops.nacre``:
+``<name>`` and ``<name>_backward``. What the dispatcher of PyTorch calls for them, from the outside in:
+
+==================  ==============================================================================================
+autocast            casts the floating-point arguments as torch's own autocast does for the same layer
+autograd            records a node whose backward calls ``<name>_backward``; where forward-mode differentiation or a
+                    ``torch.func`` transform is at work, and for a backward that is itself differentiated, the
+                    formula runs as plain torch operations, so that torch differentiates every order of it
+vmap                the formula, whose plain torch operations know how to be batched
+fake tensors        the formula, or ``fake`` where a formula's loop would be slow to trace
+every device        the choice: a kernel which serves the arguments, else the formula
+==================  ==============================================================================================
+
+Kernels are implementations of the overload ``nacre::<name>.kernel`` (and ``<name>_backward.kernel``), which has the
+same schema: C++ adds ``STABLE_TORCH_LIBRARY_IMPL(nacre, CPU, m)``, Triton registers on ``CUDA``.
+"""
+
+import contextlib
+import importlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+
+from nacre.core import native
+
+_library = torch.library.Library("nacre", "DEF")
+
+OPS: dict[str, "Op"] = {}
+"""Every declared op by its name."""
+
+_AUTOCAST_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA", "xpu": "AutocastXPU", "mps": "AutocastMPS"}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A fast implementation of an op for one kind of device.
+
+    Args:
+        device: the device type it runs on, ``"cpu"`` or ``"cuda"``.
+        language: what it is written in, for :func:`nacre.explain`.
+        requires: the calls it serves, each condition in words with its predicate of the op's arguments.
+        module: a module to import before the first call on that device; it registers the implementation
+            (Triton kernels, so that ``import nacre`` never imports triton). The compiled library of the C++
+            kernels is loaded by :mod:`nacre.core.native`.
+    """
+
+    device: str
+    language: str
+    requires: Mapping[str, Callable[..., bool]]
+    module: str | None = None
+
+    def unavailable(self) -> str:
+        """Why the kernel cannot run on this installation; empty when it can."""
+        if self.module is None:
+            return native.unavailable()
+        try:
+            importlib.import_module(self.module)
+        except ImportError as error:
+            return f"{self.language} is not installed ({error})"
+        return ""
+
+    def unmet(self, *arguments: Any) -> str:
+        """The first condition which the arguments do not meet, in words; empty when the kernel serves them."""
+        for words, holds in self.requires.items():
+            if not holds(*arguments):
+                return words
+        return ""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which implementation ran, for which operator, and why."""
+
+    operator: str
+    implementation: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.operator}: {self.implementation} ({self.reason})"
+
+
+_recorders: list[list[Choice]] = []
+
+
+@contextlib.contextmanager
+def record_choices() -> Iterator[list[Choice]]:
+    """Collects the :class:`Choice` of every operator that runs inside the ``with`` block.
+
+    Example:
+        >>> import torch, nacre
+        >>> from nacre.core.op import record_choices
+        >>> with record_choices() as choices:
+        ...     _ = nacre.LayerNorm(8)(torch.ones(2, 8))
+        >>> [choice.operator for choice in choices]
+        ['layer_norm']
+    """
+    choices: list[Choice] = []
+    _recorders.append(choices)
+    try:
+        yield choices
+    finally:
+        # by identity: two recorders that saw the same choices are equal, and list.remove would take the wrong one
+        del _recorders[next(index for index, recorder in enumerate(_recorders) if recorder is choices)]
+
+
+def _record(operator: str, implementation: str, reason: str) -> None:
+    for recorder in _recorders:
+        recorder.append(Choice(operator, implementation, reason))
+
+
+def unserved(*tensors: torch.Tensor | None) -> str:
+    """Why nacre's ops leave these tensors to torch; empty when they serve them.
+
+    The formulas and their derivatives are those of real numbers in dense, strided tensors.
+    """
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if tensor.is_nested:
+            return "a nested tensor"
+        if tensor.layout is not torch.strided:
+            return f"a tensor of layout {tensor.layout}"
+        if not tensor.is_floating_point():
+            return f"a tensor of dtype {tensor.dtype}"
+        if tensor.is_quantized:
+            return "a quantised tensor"
+    return ""
+
+
+def torch_instead(name: str, reason: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Calls torch's own ``function`` for a call that nacre leaves to torch, and lets :func:`nacre.explain` say so."""
+    if not torch.compiler.is_compiling() and _recorders:
+        _record(name, "torch", reason)
+    return function(*args, **kwargs)
+
+
+def call(name: str, *arguments: Any) -> Any:
+    """Runs the op of that name: for a layer that is built on another's op, since layers do not import each other."""
+    return OPS[name](*arguments)
+
+
+class Op:
+    """Declares an operator and its backward.
+
+    Args:
+        schema: the operator in torch's schema language, outputs named:
+            ``"scale(Tensor input, float factor) -> Tensor output"``. Outputs after the first ``outputs`` are
+            intermediates, kept for the backward and without a gradient.
+        forward: the formula, ``forward(*arguments) -> (output, saved)``; ``output`` is a tuple when ``outputs > 1``,
+            ``saved`` a tuple in the order of the argument ``saved`` of this declaration.
+        backward: the formula's derivative, ``backward(grad, saved, needs) -> gradient`` (a tuple when there are
+            several ``gradients``), with None for a gradient that ``needs`` says is not needed. ``grad`` is a tuple
+            when ``outputs > 1``, with None for an output that nothing depends on.
+        saved: what the backward needs, by name: arguments, outputs, intermediates. Where intermediates are among
+            them they must follow from the saved tensors and the arguments which are not tensors, so that a double
+            backward can compute them anew: a tensor argument that is not saved is None then.
+        gradients: the arguments which have a gradient.
+        outputs: how many of the schema's outputs are results rather than intermediates.
+        autocast: per device type what autocast does with floating-point arguments, as torch does for the same
+            layer: ``"lower"`` casts to the autocast dtype, ``"float32"`` casts to float32, absent leaves them.
+        kernels: the fast implementations; the first which serves a call runs.
+        fake: shapes, dtypes and strides of the outputs for fake tensors; by default the formula itself.
+    """
+
+    def __init__(
+        self,
+        schema: str,
+        *,
+        forward: Callable[..., Any],
+        backward: Callable[..., Any],
+        saved: Sequence[str],
+        gradients: Sequence[str],
+        outputs: int = 1,
+        autocast: Mapping[str, str] | None = None,
+        kernels: Sequence[Kernel] = (),
+        fake: Callable[..., Any] | None = None,
+    ) -> None:
+        self.name, arguments, returns = _parse(schema)
+        self.forward_formula, self.backward_formula = forward, backward
+        self.saved, self.gradients, self.outputs = tuple(saved), tuple(gradients), outputs
+        self.kernels = tuple(kernels)
+        self.arguments = tuple(arguments)
+        self.returns = tuple(returns)
+        self.intermediates = self.returns[outputs:]
+        self._saved_at = {name: index for index, name in enumerate(self.saved)}
+        self._gradient_at = tuple(self.arguments.index(name) for name in self.gradients)
+
+        kinds = arguments | returns
+        grads = [f"{'Tensor' if outputs == 1 else 'Tensor?'} grad_{name}" for name in self.returns[:outputs]]
+        kept = [f"{kinds[name]} {name}" for name in self.saved]
+        results = ", ".join("Tensor" for _ in self.gradients)
+        backward_schema = (
+            f"({', '.join([*grads, *kept, 'bool[] needs'])}) -> {results if len(self.gradients) == 1 else f'({results})'}"
+        )
+        forward_schema = schema[len(self.name) :]
+        for name, rest in ((self.name, forward_schema), (f"{self.name}_backward", backward_schema)):
+            _library.define(name + rest)
+            _library.define(f"{name}.kernel{rest}")
+        self.operator = getattr(torch.ops.nacre, self.name).default
+        self.backward_operator = getattr(torch.ops.nacre, f"{self.name}_backward").default
+        self._kernel = getattr(torch.ops.nacre, self.name).kernel
+        self._backward_kernel = getattr(torch.ops.nacre, f"{self.name}_backward").kernel
+
+        self._function = self._make_function()
+        OPS[self.name] = self
+        _library.impl(self.name, self._autograd, "Autograd", with_keyset=True)
+        _library.impl(self.name, self._run_forward, "CompositeExplicitAutograd")
+        _library.impl(f"{self.name}_backward", self._run_backward, "CompositeExplicitAutograd")
+        _library.impl(self.name, self._formula, "FuncTorchBatched")
+        _library.impl(f"{self.name}_backward", self._formula_backward, "FuncTorchBatched")
+        torch.library.register_fake(f"nacre::{self.name}", fake or self._formula, lib=_library)
+        torch.library.register_fake(f"nacre::{self.name}_backward", self._formula_backward, lib=_library)
+        for device, policy in (autocast or {}).items():
+            _library.impl(self.name, self._make_autocast(device, policy), _AUTOCAST_KEYS[device])
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Runs the op; returns its outputs without the intermediates."""
+        results = self.operator(*arguments)
+        if len(self.returns) == 1:
+            return results
+        return results[0] if self.outputs == 1 else results[: self.outputs]
+
+    # ---- the formula, as the dispatcher sees it: flat arguments, flat results
+
+    def _formula(self, *arguments: Any) -> Any:
+        output, saved = self.forward_formula(*arguments)
+        if len(self.returns) == 1:
+            return output
+        results = (output,) if self.outputs == 1 else tuple(output)
+        return (*results, *(saved[self._saved_at[name]] for name in self.intermediates))
+
+    def _formula_backward(self, *arguments: Any) -> Any:
+        grads, saved, needs = arguments[: self.outputs], arguments[self.outputs : -1], arguments[-1]
+        return self.backward_formula(grads[0] if self.outputs == 1 else grads, saved, needs)
+
+    # ---- the choice between kernels and formula, where autograd, autocast and transforms are done with
+
+    def choose(self, *arguments: Any) -> tuple[Kernel | None, str]:
+        """The kernel that serves these arguments, or None for the formula; and the reason."""
+        device = next(argument.device.type for argument in arguments if isinstance(argument, torch.Tensor))
+        reason = f"no kernel for {device} yet"
+        for kernel in self.kernels:
+            if kernel.device != device:
+                continue
+            if missing := kernel.unavailable():
+                reason = missing
+            elif unmet := kernel.unmet(*arguments):
+                reason = f"the {kernel.language} kernel asks for {unmet}"
+            else:
+                return kernel, "; ".join(kernel.requires)
+        return None, reason
+
+    def _run_forward(self, *arguments: Any) -> Any:
+        kernel, reason = self.choose(*arguments)
+        if _recorders:
+            _record(self.name, f"{kernel.language} kernel" if kernel else "formula", reason)
+        return self._kernel(*arguments) if kernel else self._formula(*arguments)
+
+    def _run_backward(self, *arguments: Any) -> Any:
+        given = dict(zip(self.saved, arguments[self.outputs : -1], strict=True))
+        kernel, reason = self.choose(*(given.get(name) for name in self.arguments))
+        if _recorders:
+            _record(f"{self.name}_backward", f"{kernel.language} kernel" if kernel else "formula", reason)
+        return self._backward_kernel(*arguments) if kernel else self._formula_backward(*arguments)
+
+    # ---- autograd
+
+    def _autograd(self, keyset: Any, *arguments: Any) -> Any:
+        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+            return self._formula(*arguments)
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+            return self._function.apply(keyset, *arguments)
+        return self._redispatch(keyset, *arguments)
+
+    def _redispatch(self, keyset: Any, *arguments: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return self.operator.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
+
+    def _make_function(self) -> type[torch.autograd.Function]:
+        op = self
+
+        def forward(ctx: Any, keyset: Any, *arguments: Any) -> Any:
+            results = op._redispatch(keyset, *arguments)
+            values = dict(zip(op.arguments, arguments, strict=True))
+            values.update(zip(op.returns, results if len(op.returns) > 1 else (results,), strict=True))
+            saved = [values[name] for name in op.saved]
+            ctx.save_for_backward(*(value for value in saved if isinstance(value, torch.Tensor)))
+            ctx.settings = {name: value for name, value in values.items() if not isinstance(value, torch.Tensor)}
+            ctx.set_materialize_grads(False)
+            if op.intermediates:
+                ctx.mark_non_differentiable(*results[op.outputs :])
+            return results
+
+        def backward(ctx: Any, *grads: torch.Tensor | None) -> Any:
+            gradients: list[torch.Tensor | None] = [None] * (1 + len(op.arguments))
+            if all(grad is None for grad in grads[: op.outputs]):
+                return tuple(gradients)
+            tensors = iter(ctx.saved_tensors)
+            saved = [ctx.settings[name] if name in ctx.settings else next(tensors) for name in op.saved]
+            needs = [ctx.needs_input_grad[1 + index] for index in op._gradient_at]
+            if torch.is_grad_enabled():
+                found = op._differentiable_backward(grads[: op.outputs], saved, ctx.settings, needs)
+            else:
+                found = op.backward_operator(*grads[: op.outputs], *saved, needs)
+            for index, gradient in zip(
+                op._gradient_at, (found,) if len(op.gradients) == 1 else found, strict=True
+            ):
+                gradients[1 + index] = gradient
+            return tuple(gradients)
+
+        members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+        return type(f"Nacre_{self.name}", (torch.autograd.Function,), members)
+
+    def _differentiable_backward(
+        self, grads: Sequence[Any], saved: Sequence[Any], settings: Mapping[str, Any], needs: Sequence[bool]
+    ) -> Any:
+        """The backward as plain torch operations on tensors which autograd follows.
+
+        Saved arguments and outputs are part of the graph already; intermediates are constants to it, so they are
+        computed again from the saved arguments.
+        """
+        if self.intermediates:
+            given = {**settings, **dict(zip(self.saved, saved, strict=True))}
+            _, saved = self.forward_formula(*(given.get(name) for name in self.arguments))
+        return self._formula_backward(*grads, *saved, needs)
+
+    # ---- autocast
+
+    def _make_autocast(self, device: str, policy: str) -> Callable[..., Any]:
+        excluded = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, _AUTOCAST_KEYS[device]))
+
+        def cast(value: Any, dtype: torch.dtype) -> Any:
+            if not isinstance(value, torch.Tensor) or value.device.type != device:
+                return value
+            eligible = value.is_floating_point() and value.dtype is not torch.float64
+            return value.to(dtype) if eligible else value
+
+        def autocast(*arguments: Any) -> Any:
+            dtype = torch.float32 if policy == "float32" else torch.get_autocast_dtype(device)
+            with torch._C._ExcludeDispatchKeyGuard(excluded):
+                return self.operator(*(cast(argument, dtype) for argument in arguments))
+
+        return autocast
+
+
+def _parse(schema: str) -> tuple[str, dict[str, str], dict[str, str]]:
+    """Name, arguments and returns (name to type) of a schema string."""
+    match = re.fullmatch(r"(\w+)\((.*)\) -> \(?(.*?)\)?", schema)
+    if match is None:
+        raise ValueError(f"an op's schema reads 'name(Type argument, ...) -> (Type output, ...)'; got {schema!r}")
+    name, arguments, returns = match.groups()
+
+    def named(part: str) -> dict[str, str]:
+        pairs = (item.rsplit(" ", 1) for item in part.split(", "))
+        return {label: kind for kind, label in pairs}
+
+    return name, named(arguments), named(returns)

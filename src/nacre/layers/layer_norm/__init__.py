@@ -1,0 +1,24 @@
+"""LayerNorm: formula.py, cost.py, layer.py, kernel_cpu.cpp and cases.py, to be read in this order."""
+
+import torch
+
+from nacre.core.spec import LayerSpec
+from nacre.layers.layer_norm.cases import CASES
+from nacre.layers.layer_norm.cost import COMPLEXITY, cost, sizes
+from nacre.layers.layer_norm.layer import LayerNorm, layer_norm
+
+__all__ = ["SPECS", "LayerNorm", "layer_norm"]
+
+SPECS = (
+    LayerSpec(
+        name="layer_norm",
+        layer=LayerNorm,
+        replaces=torch.nn.LayerNorm,
+        purpose="keeps the scale of each row of features",
+        complexity=COMPLEXITY,
+        operators=("layer_norm",),
+        sizes=sizes,
+        cost=cost,
+        cases=CASES,
+    ),
+)

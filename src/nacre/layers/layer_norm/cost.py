@@ -1,0 +1,56 @@
+"""What LayerNorm costs: no matrix product, a handful of operations an element, one read and one write."""
+
+from typing import Any
+
+import torch
+
+from nacre.core.cost import Cost
+
+COMPLEXITY = "time O(N D), saved O(N D)"
+
+
+def sizes(layer: torch.nn.LayerNorm, input: torch.Tensor) -> dict[str, Any]:
+    """N rows of D features, from a call of the layer."""
+    features = 1
+    for size in layer.normalized_shape:
+        features *= size
+    return {
+        "rows": input.numel() // features if features else 0,
+        "features": features,
+        "weight": layer.weight is not None,
+        "bias": layer.bias is not None,
+        "itemsize": input.element_size(),
+        "statistics_itemsize": max(4, input.element_size()),
+        "input_gradient": input.requires_grad,
+    }
+
+
+def cost(
+    rows: int,
+    features: int,
+    weight: bool = True,
+    bias: bool = True,
+    itemsize: int = 4,
+    statistics_itemsize: int = 4,
+    input_gradient: bool = True,
+) -> Cost:
+    """The exact bill.
+
+    Forward, an element: sum, subtract, square, sum, subtract, scale (6), and one each for weight and bias; a row:
+    two divisions by D, the addition of eps, the reciprocal square root (4).
+    Backward, an element: the normalised value (2), g w (1, with weight), the input gradient: h n, two sums, two
+    subtractions, n times its mean, the scale (7); the weight's g n and its sum (2); the bias's sum (1); a row: two
+    divisions (2).
+    """
+    elements = rows * features
+    parameters = features * (weight + bias)
+    statistics = 2 * rows * statistics_itemsize
+    return Cost(
+        parameters=parameters,
+        elementwise_flops=elements * (6 + weight + bias) + 4 * rows,
+        backward_elementwise_flops=elements * (2 + input_gradient * (7 + weight) + 2 * weight + bias)
+        + 2 * rows * input_gradient,
+        bytes=itemsize * (2 * elements + parameters),
+        backward_bytes=itemsize * (elements * (2 + input_gradient) + parameters + features * weight) + statistics,
+        saved_bytes=itemsize * elements + statistics,
+    )
