@@ -214,8 +214,8 @@ class Op:
         _library.impl(f"{self.name}_backward", self._run_backward, "CompositeExplicitAutograd")
         _library.impl(self.name, self._formula, "FuncTorchBatched")
         _library.impl(f"{self.name}_backward", self._formula_backward, "FuncTorchBatched")
-        torch.library.register_fake(f"nacre::{self.name}", fake or self._formula, lib=_library)
-        torch.library.register_fake(f"nacre::{self.name}_backward", self._formula_backward, lib=_library)
+        torch.library.register_fake(f"nacre::{self.name}", fake or self._fake_forward, lib=_library)
+        torch.library.register_fake(f"nacre::{self.name}_backward", self._fake_backward, lib=_library)
         for device, policy in (autocast or {}).items():
             _library.impl(self.name, self._make_autocast(device, policy), _AUTOCAST_KEYS[device])
 
@@ -239,6 +239,12 @@ class Op:
         grads, saved, needs = arguments[: self.outputs], arguments[self.outputs : -1], arguments[-1]
         return self.backward_formula(grads[0] if self.outputs == 1 else grads, saved, needs)
 
+    def _fake_forward(self, *arguments: Any) -> Any:
+        return _apart(self._formula(*arguments), arguments)
+
+    def _fake_backward(self, *arguments: Any) -> Any:
+        return _apart(self._formula_backward(*arguments), arguments)
+
     # ---- the choice between kernels and formula, where autograd, autocast and transforms are done with
 
     def choose(self, *arguments: Any) -> tuple[Kernel | None, str]:
@@ -260,14 +266,14 @@ class Op:
         kernel, reason = self.choose(*arguments)
         if _recorders:
             _record(self.name, f"{kernel.language} kernel" if kernel else "formula", reason)
-        return self._kernel(*arguments) if kernel else self._formula(*arguments)
+        return self._kernel(*arguments) if kernel else _apart(self._formula(*arguments), arguments)
 
     def _run_backward(self, *arguments: Any) -> Any:
         given = dict(zip(self.saved, arguments[self.outputs : -1], strict=True))
         kernel, reason = self.choose(*(given.get(name) for name in self.arguments))
         if _recorders:
             _record(f"{self.name}_backward", f"{kernel.language} kernel" if kernel else "formula", reason)
-        return self._backward_kernel(*arguments) if kernel else self._formula_backward(*arguments)
+        return self._backward_kernel(*arguments) if kernel else _apart(self._formula_backward(*arguments), arguments)
 
     # ---- autograd
 
@@ -347,6 +353,23 @@ class Op:
                 return self.operator(*(cast(argument, dtype) for argument in arguments))
 
         return autocast
+
+
+def _apart(results: Any, arguments: Sequence[Any]) -> Any:
+    """The results, each in memory of its own.
+
+    A formula may return one of its arguments or a view of it (the gradient of a sum is the gradient itself); an
+    operator may not.
+    """
+    taken = {argument.untyped_storage()._cdata for argument in arguments if isinstance(argument, torch.Tensor)}
+    separate = []
+    for result in results if isinstance(results, tuple) else (results,):
+        if isinstance(result, torch.Tensor) and result.layout is torch.strided:
+            if result.untyped_storage()._cdata in taken:
+                result = result.clone()
+            taken.add(result.untyped_storage()._cdata)
+        separate.append(result)
+    return tuple(separate) if isinstance(results, tuple) else separate[0]
 
 
 def _parse(schema: str) -> tuple[str, dict[str, str], dict[str, str]]:

@@ -74,6 +74,7 @@ class Case:
         keywords: the same for the keyword inputs; a value without ``make`` is passed as it is.
         training: whether the layer is in training mode.
         smooth: whether the function is differentiable there, so that finite differences apply.
+        random: whether the result draws random numbers, so that it equals torch.nn's in distribution only.
         bench: whether it is a shape that users run, to be timed; such a case is too large for finite differences.
     """
 
@@ -83,6 +84,7 @@ class Case:
     keywords: Mapping[str, Any] = field(default_factory=dict)
     training: bool = True
     smooth: bool = True
+    random: bool = False
     bench: bool = False
 
     def make(self, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[tuple[Any, ...], dict[str, Any]]:

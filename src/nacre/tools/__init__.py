@@ -1,0 +1,1 @@
+"""Tools on layers and models: conversion, gradient check, explanation, measurement."""

@@ -1,0 +1,144 @@
+"""What several test files need: building a layer beside its torch.nn counterpart, walking through nested results."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from nacre.core.op import OPS
+from nacre.core.spec import Case, LayerSpec
+
+
+def tensors(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors in nested tuples, lists and dicts, in order; a PackedSequence is a tuple."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors(item)
+
+
+def rebuild(value: Any, replacements: Iterator[torch.Tensor]) -> Any:
+    """The same nested structure with its tensors replaced, in order."""
+    if isinstance(value, torch.Tensor):
+        return next(replacements)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(rebuild(item, replacements) for item in value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(rebuild(item, replacements) for item in value)
+    if isinstance(value, dict):
+        return {key: rebuild(item, replacements) for key, item in value.items()}
+    return value
+
+
+def fresh(value: Any) -> Any:
+    """The same values in new leaf tensors with the same strides, and the same wish for gradients."""
+    return rebuild(value, (_fresh_tensor(tensor) for tensor in tensors(value)))
+
+
+def _fresh_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    copied = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype).copy_(tensor.detach())
+    return copied.requires_grad_(tensor.requires_grad)
+
+
+def in_dtype(value: Any, dtype: torch.dtype) -> Any:
+    """The same nested structure with its floating-point tensors in another dtype, as new leaves."""
+
+    def convert(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        return _fresh_tensor(tensor).detach().to(dtype).requires_grad_(tensor.requires_grad)
+
+    return rebuild(value, (convert(tensor) for tensor in tensors(value)))
+
+
+def build(spec: LayerSpec, case: Case, dtype: torch.dtype) -> torch.nn.Module:
+    """The layer of a case, initialised from a fixed seed, with every parameter away from special values."""
+    torch.manual_seed(1)
+    layer = spec.layer(**case.arguments)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            # a fresh LayerNorm has weight 1 and bias 0, which would hide a forgotten factor
+            parameter.add_(torch.randn(parameter.shape, dtype=torch.float32) * 0.1)
+    return layer.to(dtype).train(case.training)
+
+
+def build_pair(spec: LayerSpec, case: Case, dtype: torch.dtype) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """The layer of a case and its torch.nn counterpart with the same state."""
+    import nacre
+
+    layer = build(spec, case, dtype)
+    if spec.replaces is None:
+        return layer, nacre.convert(copy.deepcopy(layer), to="torch")
+    reference = spec.replaces(**case.arguments).to(dtype).train(case.training)
+    reference.load_state_dict(layer.state_dict())
+    return layer, reference
+
+
+def run(layer: torch.nn.Module, inputs: tuple, keywords: dict, seed: int = 5) -> tuple[Any, list[torch.Tensor | None]]:
+    """Output and gradients: of every input that asks for one, then of every parameter."""
+    torch.manual_seed(seed)
+    output = layer(*inputs, **keywords)
+    wanted = [t for t in tensors((inputs, keywords)) if t.requires_grad] + [
+        p for p in layer.parameters() if p.requires_grad
+    ]
+    results = [t for t in tensors(output) if t.requires_grad]
+    if not results or not wanted:
+        return output, [None] * len(wanted)
+    generator = torch.Generator().manual_seed(3)
+    cotangents = [torch.randn(t.shape, dtype=torch.float64, generator=generator).to(t.dtype) for t in results]
+    return output, list(torch.autograd.grad(results, wanted, cotangents, allow_unused=True))
+
+
+class CountProducts(TorchDispatchMode):
+    """Counts the FLOPs of the matrix products inside the formulas, as torch.utils.flop_counter counts each of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        if function.namespace == "nacre":
+            name = function._schema.name.removeprefix("nacre::")
+            with self:
+                if name in OPS:
+                    return OPS[name]._formula(*arguments)
+                return OPS[name.removesuffix("_backward")]._formula_backward(*arguments)
+        result = function(*arguments, **(keywords or {}))
+        if function._overloadpacket in flop_registry:
+            self.flops += flop_registry[function._overloadpacket](*arguments, **(keywords or {}), out_val=result)
+        return result
+
+
+class SavedBytes:
+    """Bytes of the tensors kept for the backward, each storage once, parameters not counted."""
+
+    def __init__(self, layer: torch.nn.Module) -> None:
+        self._parameters = {p.untyped_storage().data_ptr() for p in layer.parameters() if p.numel()}
+        self._seen: dict[int, int] = {}
+        self._alive: list[torch.Tensor] = []
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda packed: packed)
+
+    def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
+        place = tensor.untyped_storage().data_ptr()
+        if tensor.numel() and place not in self._parameters:
+            self._seen[place] = max(self._seen.get(place, 0), tensor.numel() * tensor.element_size())
+            self._alive.append(tensor)  # keeps its address from being given to another tensor
+        return tensor
+
+    def __enter__(self) -> "SavedBytes":
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._hooks.__exit__(*error)
+
+    @property
+    def bytes(self) -> int:
+        return sum(self._seen.values())
