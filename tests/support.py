@@ -96,6 +96,34 @@ def run(layer: torch.nn.Module, inputs: tuple, keywords: dict, seed: int = 5) ->
     return output, list(torch.autograd.grad(results, wanted, cotangents, allow_unused=True))
 
 
+# How far two correct computations may lie apart beyond torch's own error, relative to the largest value: float64 judges
+# itself, so torch's error is 0 there and cancellation needs room; values below 1 count as 1, since inputs are about 1; float32 sums a few thousand terms in another order;
+# bfloat16 and float16 round a float32 result once, which is half a unit, and a second time at most.
+SLACK = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}
+
+
+def assert_as_good_as_torch(ours, torchs, judge, dtype, what):
+    """Our distance from float64 is at most twice torch's own, plus the slack: neither of two correct ways of
+    computing one sum is the other's judge."""
+    assert (ours is None) == (torchs is None), f"{what}: {ours} against torch's {torchs}"
+    if ours is None:
+        return
+    assert (ours.shape, ours.dtype, ours.layout) == (torchs.shape, torchs.dtype, torchs.layout), what
+    if ours.layout is not torch.strided:
+        ours, torchs, judge = ours.to_dense(), torchs.to_dense(), judge.to_dense()
+    if not ours.is_floating_point():
+        assert torch.equal(ours, torchs), what
+        return
+    assert torch.equal(ours.isfinite(), torchs.isfinite()), f"{what}: finite in other places than torch's"
+    assert torch.equal(ours.isnan(), torchs.isnan()), f"{what}: NaN in other places than torch's"
+    finite = torchs.isfinite() & judge.isfinite()
+    if finite.any():
+        ours, torchs, judge = ours[finite].double(), torchs[finite].double(), judge[finite].double()
+        slack = SLACK[dtype] * max(judge.abs().max().item(), 1.0)
+        error, torchs_error = (ours - judge).abs().max().item(), (torchs - judge).abs().max().item()
+        assert error <= 2 * torchs_error + slack, f"{what}: error {error:.3g}, torch's {torchs_error:.3g}"
+
+
 class CountProducts(TorchDispatchMode):
     """Counts the FLOPs of the matrix products inside the formulas, as torch.utils.flop_counter counts each of them."""
 

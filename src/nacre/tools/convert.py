@@ -65,12 +65,16 @@ def convert(model: torch.nn.Module, to: str = "nacre", report: ConversionReport 
         spec.replaces: spec.layer for spec in (*LAYERS.values(), *BLOCKS.values()) if spec.replaces is not None
     }
     classes = pairs if to == "nacre" else {layer: replaced for replaced, layer in pairs.items()}
+    parts: set[torch.nn.Module] = set()
     for name, module in model.named_modules():
         old = type(module)
         if old in classes:
             module.__class__ = classes[old]
             report.converted[name] = (_label(old), _label(classes[old]))
-        elif old not in classes.values() and next(module.children(), None) is None:
+        if type(module) in classes.values():
+            # an attention's out_proj holds weights which the attention reads itself
+            parts.update(child for child in module.children() if type(child) not in classes)
+        elif next(module.children(), None) is None and module not in parts:
             report.kept[name] = (_label(old), _reason(old, tuple(classes)))
     return model
 

@@ -1,0 +1,215 @@
+r"""Derivatives by finite differences, with an error estimate, and what they say about an analytic gradient.
+
+Every output y is weighed with a fixed random v (its incoming gradient), so that an entry x_i has one derivative,
+
+    d(v . y)/dx_i  =  (v . y(x + h e_i) - v . y(x - h e_i)) / 2h  +  truncation h^2 y''' / 6  +  rounding eps |y| / h.
+
+The sum of the two errors is least where h is about the cube root of eps, 6e-6 in float64; here h = 2^-17 u, with u the
+power of two nearest to max(1, |x_i|). As a power of two it adds to x_i without rounding. A smooth y is then known to
+about 1e-10 of its size, and one pair of evaluations settles the entry.
+
+An entry which does not agree, or whose one-sided slopes differ, gets a closer look: the same differences at eight
+steps, each 8 times the last, from h / 512 to 4096 h. From one to the next truncation grows 64 times and rounding falls
+8 times, so the changes along this ladder measure both. What it tells apart:
+
+- a smooth function: the best step's value is compared, within its own estimated error;
+- a kink (ReLU at 0): the one-sided slopes differ, and by no more at a smaller step. Any value between them is a
+  subgradient, for each entry of the output on its own;
+- rounding to a lower precision inside: the best step is a large one, and its estimated error says how much it proves;
+- a jump: no step settles the value, and no verdict "right" is given.
+
+Nocedal, Wright, "Numerical Optimization", 2nd edition, section 8.1.
+"""
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nacre.tools.gradcheck_subject import Differentiable
+
+EPSILON = torch.finfo(torch.float64).eps
+STEP = 2.0**-17
+LADDER = tuple(STEP * 8.0**rung for rung in range(-3, 5))
+ROUNDING = 64 * EPSILON
+"""Assumed rounding error of an output, relative to its largest entry: sums of thousands of terms stay below."""
+
+UNSETTLED = 1e-2
+"""A derivative known no better than to this part of its tensor's scale proves nothing."""
+
+
+class EntryMove:
+    """Moves one entry of a tensor, in units of the power of two nearest to max(1, |entry|)."""
+
+    def __init__(self, tensor: Tensor, position: int) -> None:
+        self._tensor = tensor.data
+        self.index = tuple(int(i) for i in torch.unravel_index(torch.tensor(position), tensor.shape))
+        self._value = float(self._tensor[self.index])
+        self.unit = 2.0 ** round(math.log2(max(1.0, abs(self._value))))
+
+    def to(self, distance: float) -> None:
+        self._tensor[self.index] = self._value + distance * self.unit
+
+
+class DirectionMove:
+    """Moves all entries of a tensor along a direction."""
+
+    unit = 1.0
+
+    def __init__(self, tensor: Tensor, direction: Tensor) -> None:
+        self._tensor, self._start, self._direction = tensor.data, tensor.detach().clone(), direction
+
+    def to(self, distance: float) -> None:
+        self._tensor.copy_(self._start + distance * self._direction)
+
+
+Move = EntryMove | DirectionMove
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """Finite differences of one weighed output along one move, over steps of one size.
+
+    Attributes:
+        step: the step, in the units of the tensor's entries.
+        central: the central difference.
+        low: the sum of the lesser of both one-sided slopes, taken for each entry of the output on its own.
+        high: the sum of the greater.
+        size: the sum of the slopes' absolute values.
+        noise: a bound on what rounding the output in float64 does to ``central``.
+    """
+
+    step: float
+    central: float
+    low: float
+    high: float
+    size: float
+    noise: float
+
+    @property
+    def gap(self) -> float:
+        return self.high - self.low
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What finite differences say about one analytic value."""
+
+    ok: bool
+    expected: float
+    tolerance: float
+    kink: bool = False
+    settled: bool = True
+
+    def excess(self, analytic: float) -> float:
+        """The error in units of the tolerance."""
+        error = abs(analytic - self.expected)
+        return math.inf if math.isnan(error) else error / max(self.tolerance, 5e-324)
+
+
+class FiniteDifferences:
+    """Differences of a subject's weighed outputs around the present values of its leaves."""
+
+    def __init__(self, subject: Differentiable, weights: dict[str, Tensor], rtol: float, atol: float) -> None:
+        self.rtol = rtol
+        self._subject, self._weights, self._atol = subject, weights, atol
+        self._base = {name: output.detach().clone() for name, output in subject.evaluate().items()}
+        self._scale = {name: float(base.abs().max()) if base.numel() else 0.0 for name, base in self._base.items()}
+
+    def contributions(self, move: Move, step: float = STEP) -> dict[str, tuple[Tensor, Tensor]]:
+        """One-sided slopes, right and left, of every entry of every output, weighed."""
+        move.to(step)
+        plus = self._subject.evaluate()
+        move.to(-step)
+        minus = self._subject.evaluate()
+        move.to(0.0)
+        distance = step * move.unit
+        return {
+            name: (
+                (plus[name].detach() - base) * (self._weights[name] / distance),
+                (base - minus[name].detach()) * (self._weights[name] / distance),
+            )
+            for name, base in self._base.items()
+        }
+
+    def terms(self, move: Move, output: str) -> Tensor:
+        """The terms of the central difference, one for each entry of the output."""
+        right, left = self.contributions(move)[output]
+        return (right + left) / 2
+
+    def slopes(self, move: Move, step: float = STEP) -> dict[str, Slopes]:
+        """Both-sided differences of every output at one step size."""
+        distance = step * move.unit
+        found = {}
+        for name, (right, left) in self.contributions(move, step).items():
+            weight = self._weights[name].abs()
+            moved = weight[(right != 0) | (left != 0)].sum()
+            numbers = torch.stack(
+                [
+                    (right + left).sum() / 2,
+                    torch.minimum(right, left).sum(),
+                    torch.maximum(right, left).sum(),
+                    (right.abs() + left.abs()).sum(),
+                    ROUNDING * self._scale[name] * (moved / distance + weight.sum()),
+                ]
+            )
+            found[name] = Slopes(distance, *numbers.tolist())
+        return found
+
+    def first_look(self, analytic: float, slopes: Slopes) -> tuple[Verdict, bool]:
+        """The verdict of one step size, and whether the entry deserves a closer look."""
+        tolerance = self._tolerance(analytic, slopes.central) + slopes.noise
+        ok = abs(analytic - slopes.central) <= tolerance
+        smooth = slopes.gap <= 1e-3 * slopes.size + 4 * slopes.noise
+        return Verdict(ok, slopes.central, tolerance), not (ok and smooth)
+
+    def ladder(self, move: Move) -> list[dict[str, Slopes]]:
+        """The differences at every step size."""
+        return [self.slopes(move, step) for step in LADDER]
+
+    def closer_look(self, analytic: float, rungs: list[Slopes], scale: float) -> Verdict:
+        """The verdict of all step sizes; ``scale`` is the largest analytic value of the tensor."""
+        rungs = list(itertools.takewhile(lambda rung: math.isfinite(rung.size), rungs))
+        if len(rungs) < 2:
+            return Verdict(False, math.nan, math.nan, settled=False)
+        bottom, above = rungs[:2]
+        slack = self._tolerance(bottom.low, bottom.high) + bottom.noise
+        steady = _is_steady(rungs)
+        kink = steady and bottom.gap > max(2 * slack, 0.5 * above.gap)
+        if steady and bottom.low - slack <= analytic <= bottom.high + slack:
+            return Verdict(True, min(max(analytic, bottom.low), bottom.high), slack, kink)
+        value, error = best_rung(rungs)
+        if 10 * error <= max(UNSETTLED * max(abs(analytic), abs(value), scale), self._atol):
+            tolerance = self._tolerance(analytic, value) + 10 * error
+            return Verdict(abs(analytic - value) <= tolerance, value, tolerance, kink)
+        # a jump near by spoils the large steps; the two smallest may lie on this side of it
+        settled = abs(bottom.central - above.central) <= slack
+        ok = settled and abs(analytic - bottom.central) <= slack
+        return Verdict(ok, bottom.central if settled else value, slack, settled=settled)
+
+    def _tolerance(self, *values: float) -> float:
+        return self._atol + self.rtol * max(abs(value) for value in values)
+
+
+def _is_steady(rungs: list[Slopes]) -> bool:
+    """Whether the one-sided slopes draw no further apart as the step shrinks; at a jump, or in noise, they do."""
+    return all(
+        lower.gap <= 1.5 * upper.gap + lower.noise + 1e-12 * lower.size
+        for lower, upper in itertools.pairwise(rungs[:5])
+    )
+
+
+def best_rung(rungs: list[Slopes]) -> tuple[float, float]:
+    """The central difference whose estimated error is least, and that error.
+
+    Where rounding rules, ``step * (change from rung to rung)`` is the same everywhere: its largest value over the small
+    steps is the rounding of v . y. Where truncation rules, the next rung is 64 times further off than this one; half
+    of that factor is taken, for what higher orders add.
+    """
+    changes = [abs(upper.central - lower.central) for lower, upper in itertools.pairwise(rungs)]
+    rounding = max(rung.step * change for rung, change in zip(rungs[:4], changes, strict=False))
+    errors = [rounding / rung.step + change / 32 for rung, change in zip(rungs, changes, strict=False)]
+    best = min(range(len(errors)), key=errors.__getitem__)
+    return rungs[best].central, errors[best]

@@ -1,0 +1,46 @@
+"""Tables for the terminal."""
+
+from rich.console import Console
+from rich.table import Table
+
+from nacre.tools.table import LayerRow, layer_table
+
+
+def quantity(number: int) -> str:
+    """A count with three digits and a unit: 1,797,120 as 1.80 M.
+
+    Example:
+        >>> quantity(1024), quantity(1_797_120), quantity(31)
+        ('1.02 k', '1.80 M', '31')
+    """
+    for unit, size in (("T", 10**12), ("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}" if number / size >= 10 else f"{number / size:.2f} {unit}"
+    return str(number)
+
+
+def show_layers(console: Console | None = None) -> list[LayerRow]:
+    """Prints the comparison table of all layers and returns its rows."""
+    rows = layer_table()
+    # every cell of the table matters more than the width of the window it is read in
+    console = console or Console()
+    table = Table(title="Layers, each with the bill of one call in float32")
+    for heading in ("layer", "purpose", "input"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("parameters", "FLOPs forward", "FLOPs backward", "kept for backward"):
+        table.add_column(heading, justify="right")
+    table.add_column("complexity", overflow="fold")
+    for row in rows:
+        bill = row.bill
+        table.add_row(
+            row.layer,
+            row.purpose,
+            row.input,
+            f"{bill.parameters:,}",
+            quantity(bill.flops + bill.elementwise_flops),
+            quantity(bill.backward_flops + bill.backward_elementwise_flops),
+            f"{quantity(bill.saved_bytes)}B",
+            row.complexity,
+        )
+    console.print(table)
+    return rows

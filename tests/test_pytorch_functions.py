@@ -1,0 +1,140 @@
+"""PyTorch's own operator test data (torch.testing._internal.common_methods_invocations), run on nacre's functions."""
+
+import pytest
+import torch
+from torch.testing._internal.common_methods_invocations import op_db
+from torch.testing._internal.common_utils import freeze_rng_state
+
+import nacre.functional
+from tests.support import assert_as_good_as_torch, fresh, in_dtype, rebuild, tensors
+
+# tanh, sigmoid and the softmaxes have their data under the names of torch's own operators
+NAMES = {name: f"nn.functional.{name}" for name in nacre.functional.__all__} | {
+    name: name for name in ("tanh", "sigmoid", "softmax", "log_softmax")
+}
+INFOS = [
+    pytest.param(getattr(nacre.functional, name), info, id=f"{name}{info.variant_test_name and '-'}{info.variant_test_name}")
+    for name, full_name in NAMES.items()
+    for info in op_db
+    if info.name == full_name
+]
+# Functions without an entry in PyTorch's data, each with the place of its test.
+WITHOUT_DATA = {"softmax_jacobian": "no such function in torch; tests/layers/test_softmax.py"}
+RANDOM = ("dropout",)
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def test_the_data_names_our_functions():
+    named = {function.__name__ for function, _ in (param.values for param in INFOS)}
+    assert set(nacre.functional.__all__) - named == set(WITHOUT_DATA)
+
+
+def samples(info, dtype, *, requires_grad=True):
+    torch.manual_seed(0)
+    for sample in info.sample_inputs("cpu", dtype, requires_grad=requires_grad):
+        yield (sample.input, *sample.args), sample.kwargs
+
+
+def draws(function, arguments, keywords):
+    """Whether the call draws a random mask, which equals torch's in distribution only."""
+    rate = keywords.get("dropout_p", keywords.get("p", 0.5 if function.__name__ in RANDOM else 0.0))
+    return rate not in (0, 1) and keywords.get("training", True)
+
+
+def results(function, arguments, keywords):
+    arguments, keywords = fresh(arguments), fresh(keywords)
+    output = function(*arguments, **keywords)
+    outputs = list(tensors(output))
+    wanted = [t for t in tensors((arguments, keywords)) if t.requires_grad]
+    differentiable = [t for t in outputs if t.requires_grad]
+    if not (wanted and differentiable):
+        return outputs
+    cotangents = [torch.linspace(-1, 1, t.numel(), dtype=t.dtype).reshape(t.shape) for t in differentiable]
+    return outputs + list(torch.autograd.grad(differentiable, wanted, cotangents, allow_unused=True))
+
+
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize(("function", "info"), INFOS)
+def test_values_and_gradients(function, info, dtype):
+    if dtype not in info.dtypes:
+        with pytest.raises(NotImplementedError):  # and torch's own function refuses too
+            for arguments, keywords in samples(info, torch.float64, requires_grad=False):
+                info.op(*in_dtype(arguments, dtype), **in_dtype(keywords, dtype))
+            raise NotImplementedError
+        return
+    compared = 0
+    for arguments, keywords in samples(info, dtype):
+        if draws(function, arguments, keywords):
+            continue
+        ours, torchs = results(function, arguments, keywords), results(info.op, arguments, keywords)
+        judge_arguments, judge_keywords = in_dtype((arguments, keywords), torch.float64)
+        judge = results(info.op, judge_arguments, judge_keywords)
+        for index, triple in enumerate(zip(ours, torchs, judge, strict=True)):
+            assert_as_good_as_torch(*triple, dtype, f"result {index} of {keywords}")
+        compared += 1
+    assert compared
+
+
+@pytest.mark.parametrize(("function", "info"), INFOS)
+def test_other_dtypes(function, info):
+    """Complex numbers and integers give what torch gives."""
+    for dtype in sorted(set(info.dtypes) - set(FLOATS), key=str):
+        for arguments, keywords in samples(info, dtype, requires_grad=False):
+            if not draws(function, arguments, keywords):
+                for ours, torchs in zip(
+                    tensors(function(*arguments, **keywords)), tensors(info.op(*arguments, **keywords)), strict=True
+                ):
+                    assert torch.equal(ours, torchs) or torch.allclose(ours, torchs, equal_nan=True)
+    assert torch.float32 in info.dtypes
+
+
+@pytest.mark.parametrize(("function", "info"), INFOS)
+def test_finite_differences(function, info):
+    checked = 0
+    for arguments, keywords in samples(info, torch.float64):
+        free = [t for t in tensors((arguments, keywords)) if t.requires_grad]
+        if not free or sum(t.numel() for t in free) > 2000:
+            continue
+
+        def call(*values, arguments=arguments, keywords=keywords):
+            replacements = iter(values)
+            given, named = rebuild(
+                (arguments, keywords),
+                (next(replacements) if t.requires_grad else t for t in tensors((arguments, keywords))),
+            )
+            with freeze_rng_state():
+                torch.manual_seed(3)
+                return tuple(t for t in tensors(function(*given, **named)) if t.requires_grad)
+
+        values = [t.detach().clone().requires_grad_() for t in free]
+        assert torch.autograd.gradcheck(call, values, fast_mode=True, check_forward_ad=True)
+        if info.supports_gradgrad:
+            assert torch.autograd.gradgradcheck(call, values, fast_mode=True)
+        checked += 1
+    assert checked
+
+
+@pytest.mark.parametrize(("function", "info"), [p for p in INFOS if p.values[1].error_inputs_func])
+def test_errors(function, info):
+    """Torch's type of exception for torch's own bad inputs; the messages are nacre's."""
+    found = 0
+    for item in info.error_inputs("cpu"):
+        sample = item.sample_input
+        with pytest.raises(item.error_type):
+            function(sample.input, *sample.args, **sample.kwargs)
+        found += 1
+    assert found or info.error_inputs_func
+
+
+@pytest.mark.parametrize(("function", "info"), INFOS)
+def test_arguments_stay_as_they_were(function, info):
+    for arguments, keywords in samples(info, torch.float32, requires_grad=False):
+        if keywords.get("inplace") or keywords.get("max_norm") is not None:
+            continue
+        before = [t.clone() for t in tensors((arguments, keywords))]
+        function(*arguments, **keywords)
+        for one, other in zip(tensors((arguments, keywords)), before, strict=True):
+            assert torch.equal(one, other) or torch.allclose(one, other, equal_nan=True)
+    assert callable(function)
