@@ -1,7 +1,7 @@
 """What several test files need: building a layer beside its torch.nn counterpart, walking through nested results."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -39,7 +39,13 @@ def rebuild(value: Any, replacements: Iterator[torch.Tensor]) -> Any:
 
 def fresh(value: Any) -> Any:
     """The same values in new leaf tensors with the same strides, and the same wish for gradients."""
-    return rebuild(value, (_fresh_tensor(tensor) for tensor in tensors(value)))
+    return _convert_each_once(value, _fresh_tensor)
+
+
+def _convert_each_once(value: Any, convert: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """The same nested structure with its tensors converted; what was one tensor in two places stays one."""
+    converted = {id(tensor): convert(tensor) for tensor in tensors(value)}
+    return rebuild(value, (converted[id(tensor)] for tensor in tensors(value)))
 
 
 def _fresh_tensor(tensor: torch.Tensor) -> torch.Tensor:
@@ -55,7 +61,7 @@ def in_dtype(value: Any, dtype: torch.dtype) -> Any:
             return tensor
         return _fresh_tensor(tensor).detach().to(dtype).requires_grad_(tensor.requires_grad)
 
-    return rebuild(value, (convert(tensor) for tensor in tensors(value)))
+    return _convert_each_once(value, convert)
 
 
 def build(spec: LayerSpec, case: Case, dtype: torch.dtype) -> torch.nn.Module:
@@ -149,14 +155,18 @@ class SavedBytes:
 
     def __init__(self, layer: torch.nn.Module) -> None:
         self._parameters = {p.untyped_storage().data_ptr() for p in layer.parameters() if p.numel()}
-        self._seen: dict[int, int] = {}
+        self._seen: dict[int, torch.Tensor] = {}
         self._alive: list[torch.Tensor] = []
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda packed: packed)
 
     def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
-        place = tensor.untyped_storage().data_ptr()
-        if tensor.numel() and place not in self._parameters:
-            self._seen[place] = max(self._seen.get(place, 0), tensor.numel() * tensor.element_size())
+        storage = tensor.untyped_storage()
+        if tensor.numel() and storage.data_ptr() not in self._parameters:
+            # which bytes the views of one storage hold together: query, key and value may be parts of one projection
+            seen = self._seen.setdefault(storage.data_ptr(), torch.zeros(storage.nbytes(), dtype=torch.bool))
+            size = tensor.element_size()
+            strides = [stride * size for stride in tensor.stride()]
+            seen.as_strided((*tensor.shape, size), (*strides, 1), tensor.storage_offset() * size).fill_(True)
             self._alive.append(tensor)  # keeps its address from being given to another tensor
         return tensor
 
@@ -169,4 +179,4 @@ class SavedBytes:
 
     @property
     def bytes(self) -> int:
-        return sum(self._seen.values())
+        return sum(int(seen.sum()) for seen in self._seen.values())

@@ -2,10 +2,43 @@
 
 from nacre import functional
 from nacre.layers import LAYERS
+from nacre.layers.activation import GELU, ReLU, Sigmoid, SiLU, Tanh
+from nacre.layers.attention import MultiheadAttention
+from nacre.layers.conv2d import Conv2d
+from nacre.layers.cross_entropy import CrossEntropyLoss, LinearCrossEntropyLoss
+from nacre.layers.dropout import Dropout
+from nacre.layers.embedding import Embedding
 from nacre.layers.layer_norm import LayerNorm
+from nacre.layers.linear import Linear
+from nacre.layers.recurrent import GRU, LSTM
+from nacre.layers.softmax import LogSoftmax, Softmax
 from nacre.tools.convert import ConversionReport, convert
 from nacre.tools.explain import Explanation, explain
 
 __version__ = "0.1.0"
 
-__all__ = ["ConversionReport", "Explanation", "convert", "explain", "LAYERS", "LayerNorm", "functional"]
+__all__ = [
+    "Conv2d",
+    "ConversionReport",
+    "convert",
+    "CrossEntropyLoss",
+    "Dropout",
+    "Embedding",
+    "explain",
+    "Explanation",
+    "functional",
+    "GELU",
+    "GRU",
+    "LayerNorm",
+    "LAYERS",
+    "Linear",
+    "LinearCrossEntropyLoss",
+    "LogSoftmax",
+    "LSTM",
+    "MultiheadAttention",
+    "ReLU",
+    "Sigmoid",
+    "SiLU",
+    "Softmax",
+    "Tanh",
+]

@@ -236,7 +236,7 @@ class TextData:
     Shape: a batch is two windows (B, block) of character numbers in int64, the second one character further on.
 
     Raises:
-        ValueError: an empty text, or one whose parts are shorter than a window and the character after it.
+        ValueError: a block under 1, an empty text, or one whose parts are shorter than a window and the character after it.
 
     Example:
         >>> data = TextData("to be or not to be, that is the question: " * 8, block=16)
@@ -248,6 +248,8 @@ class TextData:
     metric = "perplexity"
 
     def __init__(self, text: str, block: int = 64, name: str = "text") -> None:
+        if block < 1:
+            raise ValueError(f"a block must have at least one character; got {block}.")
         self.vocabulary = Vocabulary("".join(sorted(set(text))))
         tokens = self.vocabulary.encode(text)
         held_out = int(VALIDATION_SHARE * len(tokens))

@@ -21,8 +21,11 @@ def replacing(path: Path) -> Iterator[Path]:
         ('whole', 1)
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.touch()
+    mode = partial.stat().st_mode
     try:
         yield partial
+        partial.chmod(mode)  # some writers make private files, whatever the umask says
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

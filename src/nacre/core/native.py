@@ -1,9 +1,15 @@
-"""Loads the compiled kernels once; without them the formulas serve."""
+"""Loads the compiled kernels once; without them the formulas serve.
+
+A kernel is compiled once for every instruction set, each into a library of its own, and torch tells which of them
+this processor runs, so that the kernels and torch's own follow the same choice.
+"""
 
 import functools
 from pathlib import Path
 
 import torch
+
+_INSTRUCTION_SETS = {"AVX512": ("avx512", "avx2", "baseline"), "AVX2": ("avx2", "baseline")}
 
 
 @functools.cache
@@ -14,12 +20,19 @@ def unavailable() -> str:
         >>> isinstance(unavailable(), str)
         True
     """
-    folder = Path(__file__).parent.parent
-    libraries = sorted(folder.glob("_kernels*.so")) + sorted(folder.glob("_kernels*.dll"))
-    if not libraries:
-        return "the C++ kernels were not built: install nacre where a C++ compiler is found"
+    library = find()
+    if library is None:
+        return "the C++ kernels were not built: install nacre where torch and a C++ compiler are found"
     try:
-        torch.ops.load_library(libraries[0])
+        torch.ops.load_library(library)
     except OSError as error:
         return f"the C++ kernels could not be loaded: {error}"
     return ""
+
+
+def find(folder: Path = Path(__file__).parent.parent) -> Path | None:
+    """The compiled library for the best instruction set that this processor runs; None when none was built."""
+    for instructions in _INSTRUCTION_SETS.get(torch.backends.cpu.get_cpu_capability(), ("baseline",)):
+        for library in folder.glob(f"_kernels_{instructions}.*"):
+            return library
+    return None

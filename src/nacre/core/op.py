@@ -44,7 +44,8 @@ class Kernel:
     Args:
         device: the device type it runs on, ``"cpu"`` or ``"cuda"``.
         language: what it is written in, for :func:`nacre.explain`.
-        requires: the calls it serves, each condition in words with its predicate of the op's arguments.
+        requires: the calls it serves, each condition in words with its predicate of the op's arguments. Before a
+            backward, arguments that were not saved are None, but for the first, for which the output's gradient stands.
         module: a module to import before the first call on that device; it registers the implementation
             (Triton kernels, so that ``import nacre`` never imports triton). The compiled library of the C++
             kernels is loaded by :mod:`nacre.core.native`.
@@ -164,8 +165,10 @@ class Op:
         outputs: how many of the schema's outputs are results rather than intermediates.
         autocast: per device type what autocast does with floating-point arguments, as torch does for the same
             layer: ``"lower"`` casts to the autocast dtype, ``"float32"`` casts to float32, absent leaves them.
+        autocast_keeps: the arguments which autocast leaves as they are (the states of a recurrence).
         kernels: the fast implementations; the first which serves a call runs.
         fake: shapes, dtypes and strides of the outputs for fake tensors; by default the formula itself.
+        fake_backward: the same for the backward.
     """
 
     def __init__(
@@ -178,8 +181,10 @@ class Op:
         gradients: Sequence[str],
         outputs: int = 1,
         autocast: Mapping[str, str] | None = None,
+        autocast_keeps: Sequence[str] = (),
         kernels: Sequence[Kernel] = (),
         fake: Callable[..., Any] | None = None,
+        fake_backward: Callable[..., Any] | None = None,
     ) -> None:
         self.name, arguments, returns = _parse(schema)
         self.forward_formula, self.backward_formula = forward, backward
@@ -188,6 +193,7 @@ class Op:
         self.arguments = tuple(arguments)
         self.returns = tuple(returns)
         self.intermediates = self.returns[outputs:]
+        self._keeps = tuple(name in autocast_keeps for name in self.arguments)
         self._saved_at = {name: index for index, name in enumerate(self.saved)}
         self._gradient_at = tuple(self.arguments.index(name) for name in self.gradients)
 
@@ -215,7 +221,7 @@ class Op:
         _library.impl(self.name, self._formula, "FuncTorchBatched")
         _library.impl(f"{self.name}_backward", self._formula_backward, "FuncTorchBatched")
         torch.library.register_fake(f"nacre::{self.name}", fake or self._fake_forward, lib=_library)
-        torch.library.register_fake(f"nacre::{self.name}_backward", self._fake_backward, lib=_library)
+        torch.library.register_fake(f"nacre::{self.name}_backward", fake_backward or self._fake_backward, lib=_library)
         for device, policy in (autocast or {}).items():
             _library.impl(self.name, self._make_autocast(device, policy), _AUTOCAST_KEYS[device])
 
@@ -270,6 +276,7 @@ class Op:
 
     def _run_backward(self, *arguments: Any) -> Any:
         given = dict(zip(self.saved, arguments[self.outputs : -1], strict=True))
+        given.setdefault(self.arguments[0], next(grad for grad in arguments[: self.outputs] if grad is not None))
         kernel, reason = self.choose(*(given.get(name) for name in self.arguments))
         if _recorders:
             _record(f"{self.name}_backward", f"{kernel.language} kernel" if kernel else "formula", reason)
@@ -350,7 +357,12 @@ class Op:
         def autocast(*arguments: Any) -> Any:
             dtype = torch.float32 if policy == "float32" else torch.get_autocast_dtype(device)
             with torch._C._ExcludeDispatchKeyGuard(excluded):
-                return self.operator(*(cast(argument, dtype) for argument in arguments))
+                return self.operator(
+                    *(
+                        argument if keep else cast(argument, dtype)
+                        for argument, keep in zip(arguments, self._keeps, strict=True)
+                    )
+                )
 
         return autocast
 

@@ -64,6 +64,13 @@ class Made:
 
 
 @dataclass(frozen=True)
+class Same:
+    """The very tensor of an earlier positional input: self-attention has one tensor as query, key and value."""
+
+    index: int
+
+
+@dataclass(frozen=True)
 class Case:
     """One way to build and call a layer: it feeds tests, gradient check and benchmark alike.
 
@@ -90,12 +97,14 @@ class Case:
     def make(self, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The inputs of ``forward``, positional and by keyword."""
         generator = torch.Generator().manual_seed(seed)
-        made = tuple(value.make(dtype, generator) for value in self.inputs)
+        made: list[Any] = []
+        for value in self.inputs:
+            made.append(made[value.index] if isinstance(value, Same) else value.make(dtype, generator))
         keywords = {
             name: value.make(dtype, generator) if hasattr(value, "make") else value
             for name, value in self.keywords.items()
         }
-        return made, keywords
+        return tuple(made), keywords
 
 
 @dataclass(frozen=True)

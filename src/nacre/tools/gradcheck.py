@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from nacre.tools.gradcheck_compare import (
     against_reference,
     analytic_gradients,
     incoming_gradients,
+    zero_gradients,
 )
 from nacre.tools.gradcheck_numeric import ROUNDING
 from nacre.tools.gradcheck_report import GradientError, GradientReport, GradientResult
@@ -30,6 +31,7 @@ from nacre.tools.gradcheck_subject import (
     prepare,
     prepare_reference,
 )
+from nacre.tools.gradcheck_tensors import distance, largest
 
 __all__ = ["GradientError", "GradientReport", "GradientResult", "gradcheck"]
 
@@ -154,6 +156,14 @@ class _Findings:
 
 
 def _check(subject: Subject, reference: Any, second_order: bool, settings: Settings, findings: _Findings) -> None:
+    unknown, known = subject.modified_in_place()
+    findings.notes += [f"the forward modifies {name} in place" for name in known]
+    if unknown:
+        findings.problems.append(
+            f"the forward modifies {' and '.join(unknown)} in place without autograd knowing of it; work on a copy, or "
+            "call ctx.mark_dirty in a torch.autograd.Function"
+        )
+        return
     outputs = subject.evaluate()
     if not outputs:
         raise check.error(ValueError, "nacre.gradcheck needs a floating-point output", "none")
@@ -165,7 +175,14 @@ def _check(subject: Subject, reference: Any, second_order: bool, settings: Setti
     if not _equal_gradients(gradients, analytic_gradients(subject, incoming)):
         findings.problems.append("the backward is not deterministic: two calls on the same input give two gradients")
         return
-    _compare(subject, incoming, gradients, settings, findings)
+    findings.comparisons, notes = against_differences(subject, incoming, gradients, settings)
+    findings.notes += notes
+    wrong = {found.result.name for found in findings.comparisons if not found.result.ok}
+    findings.notes += [
+        f"{name}: the gradient is zero, as are finite differences; the output does not depend on it, or in steps only"
+        for name in zero_gradients(subject.leaves, gradients)
+        if name not in wrong
+    ]
     model = None
     if reference is not None:
         model, notes = prepare_reference(reference, subject)
@@ -190,41 +207,26 @@ def _check_second_order(
     gradient = GradientSubject(subject, leaves)
     weights = incoming_gradients(gradient.evaluate(), torch.Generator().manual_seed(settings.seed + 1))
     found = analytic_gradients(gradient, weights)
-    first_order = len(findings.comparisons)
-    _compare(gradient, weights, found, settings, findings)
+    comparisons, notes = against_differences(gradient, weights, found, settings)
+    findings.notes += notes
     if reference is not None:
         expected = analytic_gradients(GradientSubject(reference, leaves), weights)
-        second_order = findings.comparisons[first_order:]
-        findings.comparisons += against_reference(gradient.leaves, found, expected, second_order)
-
-
-def _compare(
-    subject: Subject | GradientSubject,
-    incoming: dict[str, Tensor],
-    gradients: Gradients,
-    settings: Settings,
-    findings: _Findings,
-) -> None:
-    comparisons, notes = against_differences(subject, incoming, gradients, settings)
+        comparisons += against_reference(gradient.leaves, found, expected, comparisons)
+    for comparison in comparisons:
+        comparison.result = replace(comparison.result, order=2)
     findings.comparisons += comparisons
-    findings.notes += notes
 
 
 def _unfit(subject: Subject, outputs: dict[str, Tensor], notes: list[str]) -> list[str]:
     """What makes the forward no function that could be differentiated here."""
     for name, output in outputs.items():
-        bad = (~torch.isfinite(output)).nonzero()
-        if len(bad):
-            index = tuple(bad[0].tolist())
-            return [f"{name} is not finite: {float(output[index])} at {index}; choose an input where it is"]
-    unknown, known = subject.modified_in_place()
-    notes += [f"the forward modifies {name} in place" for name in known]
-    if unknown:
-        return [
-            f"the forward modifies {name} in place without autograd knowing of it; work on a copy, or call "
-            "ctx.mark_dirty in a torch.autograd.Function"
-            for name in unknown
-        ]
+        if output.isnan().any():
+            index = tuple(output.isnan().nonzero()[0].tolist())
+            return [f"{name} is nan at {index}; choose an input where it is not"]
+        if output.isinf().any():
+            notes.append(f"{name}: its infinite entries are left out")
+        if output.numel() and output.isinf().all():
+            return [f"{name} is infinite everywhere; choose an input where it is not"]
     again = subject.evaluate()
     if {name: output.shape for name, output in again.items()} != {name: o.shape for name, o in outputs.items()}:
         return ["the forward is not deterministic: two calls on the same input give outputs of different shapes"]
@@ -232,7 +234,7 @@ def _unfit(subject: Subject, outputs: dict[str, Tensor], notes: list[str]) -> li
         f"the forward is not deterministic: two calls on the same input, from the same random state, give {name} that "
         f"differs by {difference:.3g}; keep what it draws or counts in torch's generator or in buffers"
         for name, output in outputs.items()
-        if (difference := _largest(again[name] - output)) > ROUNDING * _largest(output)
+        if (difference := distance(again[name], output)) > ROUNDING * largest(output)
     ]
 
 
@@ -245,7 +247,7 @@ def _other_outputs(outputs: dict[str, Tensor], reference: dict[str, Tensor]) -> 
         f"{name} differs from the reference's by {difference:.3g}: the forwards compute different functions, or draw "
         "different random numbers"
         for name, output in outputs.items()
-        if (difference := _largest(output - reference[name])) > REFERENCE_RTOL * _largest(reference[name])
+        if (difference := distance(output, reference[name])) > REFERENCE_RTOL * largest(reference[name])
     ]
 
 
@@ -255,13 +257,9 @@ def _equal_gradients(first: Gradients, second: Gradients) -> bool:
             if left is None or right is None:
                 if left is not right:
                     return False
-            elif _largest((left - right).nan_to_num()) > ROUNDING * _largest(left.nan_to_num()):
+            elif distance(left.nan_to_num(), right.nan_to_num()) > ROUNDING * largest(left):
                 return False
     return True
-
-
-def _largest(tensor: Tensor) -> float:
-    return float(tensor.detach().abs().max()) if tensor.numel() else 0.0
 
 
 def _validate(settings: Settings) -> None:

@@ -10,7 +10,8 @@ from torch import Tensor
 from nacre.tools.gradcheck_hints import Evidence, likely_cause, swapped
 from nacre.tools.gradcheck_numeric import DirectionMove, EntryMove, FiniteDifferences, Verdict
 from nacre.tools.gradcheck_report import GradientResult
-from nacre.tools.gradcheck_subject import Differentiable, Leaf, differentiate
+from nacre.tools.gradcheck_subject import Differentiable, EvaluationError, Leaf, differentiate
+from nacre.tools.gradcheck_tensors import largest, same_values
 
 REFERENCE_RTOL = 1e-10
 """Two float64 backwards differ by rounding alone: 4e5 eps leaves room for long sums and mild cancellation."""
@@ -50,19 +51,28 @@ Gradients = dict[str, list[Tensor | None]]
 
 
 def incoming_gradients(outputs: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-    """For every output a random incoming gradient: of both signs, and nowhere so small that it could hide an error."""
-    return {name: _random_like(output, generator) for name, output in outputs.items()}
+    """For every output a random incoming gradient: of both signs, and nowhere so small that it could hide an error.
+
+    It is zero where an output is infinite, as masked logarithms of probabilities are: they have no derivative.
+    """
+    return {
+        name: torch.where(torch.isfinite(output.detach()), _random_like(output, generator), 0.0)
+        for name, output in outputs.items()
+    }
 
 
 def analytic_gradients(subject: Differentiable, incoming: dict[str, Tensor]) -> Gradients:
     """The gradients by autograd and by the backwards that a user wrote."""
-    outputs = subject.evaluate()
-    return {
-        name: differentiate([output], subject.leaves, [incoming[name]])
-        if output.requires_grad
-        else [None] * len(subject.leaves)
-        for name, output in outputs.items()
-    }
+    gradients: Gradients = {}
+    for name, output in subject.evaluate().items():
+        if not output.requires_grad:
+            gradients[name] = [None] * len(subject.leaves)
+            continue
+        given = incoming[name].clone()
+        gradients[name] = differentiate([output], subject.leaves, [given])
+        if not same_values(given, incoming[name]):
+            raise EvaluationError("the backward modifies its incoming gradient in place; work on a copy of it")
+    return gradients
 
 
 def against_differences(
@@ -90,7 +100,7 @@ def against_differences(
         if sampled:
             comparisons += _directions(differences, leaf, found, finite, settings.directions, generator)
     _mark_swapped(comparisons)
-    return comparisons, notes + _zeros(subject.leaves, gradients, comparisons)
+    return comparisons, notes
 
 
 def against_reference(
@@ -100,11 +110,11 @@ def against_reference(
     kinks = {(found.result.name, found.result.output): found.kinks for found in differences if found.kinks}
     comparisons = []
     for output, expected in reference.items():
-        largest = max(_largest(value) for value in expected)
+        most = max(largest(value) for value in expected)
         for leaf, mine, theirs in zip(leaves, gradients[output], expected, strict=True):
             analytic, wanted = _filled(mine, leaf), _filled(theirs, leaf)
             # a gradient that is zero by cancellation carries the rounding of the others
-            tolerance = REFERENCE_RTOL * _largest(wanted) + 64 * torch.finfo(torch.float64).eps * largest
+            tolerance = REFERENCE_RTOL * largest(wanted) + 64 * torch.finfo(torch.float64).eps * most
             for index in kinks.get((leaf.name, output), ()):
                 wanted[index] = analytic[index]
             verdicts = [
@@ -130,7 +140,7 @@ def _entries(
             verdicts[output].append(verdict)
             if suspicious:
                 suspects[row] = max(suspects.get(row, 0.0), verdict.excess(values[output][row]))
-    scale = {output: _largest(chosen) for output, chosen in analytic.items()}
+    scale = {output: largest(chosen) for output, chosen in analytic.items()}
     confirmed = 0
     for row in sorted(suspects, key=lambda row: -suspects[row]):
         if confirmed == ENOUGH:
@@ -302,20 +312,13 @@ def _mark_swapped(comparisons: list[Comparison]) -> None:
                 first.result = replace(first.result, hint=hint)
 
 
-def _zeros(leaves: Sequence[Leaf], gradients: Gradients, comparisons: list[Comparison]) -> list[str]:
-    """Gradients that are right in being zero: said, since a layer is rarely meant so."""
-    right = {(found.result.name, found.result.output) for found in comparisons if found.result.ok}
+def zero_gradients(leaves: Sequence[Leaf], gradients: Gradients) -> list[str]:
+    """The tensors whose gradient is zero everywhere, for every output."""
     return [
-        f"d {output} / d {leaf.name} is {'None' if gradient is None else 'zero'}, and finite differences are zero too: "
-        "the output does not depend on it, or in steps only"
-        for output, found in gradients.items()
-        for leaf, gradient in zip(leaves, found, strict=True)
-        if leaf.tensor.numel() and (leaf.name, output) in right and (gradient is None or not gradient.any())
+        leaf.name
+        for number, leaf in enumerate(leaves)
+        if leaf.tensor.numel() and not any(largest(found[number]) for found in gradients.values())
     ]
-
-
-def _largest(tensor: Tensor | None) -> float:
-    return 0.0 if tensor is None or tensor.numel() == 0 else float(tensor.abs().max())
 
 
 def _filled(gradient: Tensor | None, leaf: Leaf) -> Tensor:

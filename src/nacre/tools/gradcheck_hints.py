@@ -38,7 +38,7 @@ def likely_cause(evidence: Evidence) -> str:
         return "the gradient is not finite"
     if not torch.isfinite(evidence.expected).all():
         return "the function is not finite on both sides: this point is at the edge of its domain"
-    for pattern in (_missing, _steps, _constant_factor, _moved, _offset, _unsummed, _partly_zero, _low_precision):
+    for pattern in (_missing, _steps, _constant_factor, _moved, _offset, _partly_zero, _unsummed, _low_precision):
         if cause := pattern(evidence):
             return cause
     return ""

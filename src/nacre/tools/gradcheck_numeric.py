@@ -28,7 +28,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nacre.tools.gradcheck_subject import Differentiable
+from nacre.tools.gradcheck_subject import Differentiable, EvaluationError
+from nacre.tools.gradcheck_tensors import largest
 
 EPSILON = torch.finfo(torch.float64).eps
 STEP = 2.0**-17
@@ -78,7 +79,8 @@ class Slopes:
         low: the sum of the lesser of both one-sided slopes, taken for each entry of the output on its own.
         high: the sum of the greater.
         size: the sum of the slopes' absolute values.
-        noise: a bound on what rounding the output in float64 does to ``central``.
+        noise: what rounding the output in float64 is expected to do to ``central`` at most; errors of the output's
+            entries are taken as independent.
     """
 
     step: float
@@ -95,7 +97,15 @@ class Slopes:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What finite differences say about one analytic value."""
+    """What finite differences, or a reference, say about one analytic value.
+
+    Attributes:
+        ok: whether it is right.
+        expected: the value it should have; NaN where there is none.
+        tolerance: how far from it is still right.
+        kink: whether the function has a kink here.
+        settled: whether the differences approach a value as the step shrinks.
+    """
 
     ok: bool
     expected: float
@@ -116,23 +126,30 @@ class FiniteDifferences:
         self.rtol = rtol
         self._subject, self._weights, self._atol = subject, weights, atol
         self._base = {name: output.detach().clone() for name, output in subject.evaluate().items()}
-        self._scale = {name: float(base.abs().max()) if base.numel() else 0.0 for name, base in self._base.items()}
+        self._scale = {name: largest(base) for name, base in self._base.items()}
 
     def contributions(self, move: Move, step: float = STEP) -> dict[str, tuple[Tensor, Tensor]]:
         """One-sided slopes, right and left, of every entry of every output, weighed."""
-        move.to(step)
-        plus = self._subject.evaluate()
-        move.to(-step)
-        minus = self._subject.evaluate()
-        move.to(0.0)
         distance = step * move.unit
-        return {
-            name: (
-                (plus[name].detach() - base) * (self._weights[name] / distance),
-                (base - minus[name].detach()) * (self._weights[name] / distance),
-            )
-            for name, base in self._base.items()
-        }
+        move.to(step)
+        right = self._changes(1 / distance)
+        move.to(-step)
+        left = self._changes(-1 / distance)
+        move.to(0.0)
+        return {name: (right[name], left[name]) for name in self._base}
+
+    def _changes(self, factor: float) -> dict[str, Tensor]:
+        # computed at once, since an output may share memory with the leaf that moves on
+        outputs = self._subject.evaluate()
+        shapes = {name: output.shape for name, output in outputs.items()}
+        if shapes != {name: base.shape for name, base in self._base.items()}:
+            raise EvaluationError("the outputs change their number or shapes as an entry moves by a small step")
+        changes = {}
+        for name, base in self._base.items():
+            moved = outputs[name].detach()
+            # an infinite entry has no difference to itself
+            changes[name] = torch.where(moved == base, 0.0, moved - base) * (self._weights[name] * factor)
+        return changes
 
     def terms(self, move: Move, output: str) -> Tensor:
         """The terms of the central difference, one for each entry of the output."""
@@ -144,15 +161,14 @@ class FiniteDifferences:
         distance = step * move.unit
         found = {}
         for name, (right, left) in self.contributions(move, step).items():
-            weight = self._weights[name].abs()
-            moved = weight[(right != 0) | (left != 0)].sum()
+            moved = self._weights[name][(right != 0) | (left != 0)]
             numbers = torch.stack(
                 [
                     (right + left).sum() / 2,
                     torch.minimum(right, left).sum(),
                     torch.maximum(right, left).sum(),
                     (right.abs() + left.abs()).sum(),
-                    ROUNDING * self._scale[name] * (moved / distance + weight.sum()),
+                    ROUNDING * self._scale[name] * (moved.norm() / distance + self._weights[name].norm()),
                 ]
             )
             found[name] = Slopes(distance, *numbers.tolist())
@@ -173,12 +189,12 @@ class FiniteDifferences:
         """The verdict of all step sizes; ``scale`` is the largest analytic value of the tensor."""
         rungs = list(itertools.takewhile(lambda rung: math.isfinite(rung.size), rungs))
         if len(rungs) < 2:
-            return Verdict(False, math.nan, math.nan, settled=False)
+            return Verdict(False, math.nan, math.nan)
         bottom, above = rungs[:2]
         slack = self._tolerance(bottom.low, bottom.high) + bottom.noise
         steady = _is_steady(rungs)
         kink = steady and bottom.gap > max(2 * slack, 0.5 * above.gap)
-        if steady and bottom.low - slack <= analytic <= bottom.high + slack:
+        if steady and self._is_between(analytic, rungs):
             return Verdict(True, min(max(analytic, bottom.low), bottom.high), slack, kink)
         value, error = best_rung(rungs)
         if 10 * error <= max(UNSETTLED * max(abs(analytic), abs(value), scale), self._atol):
@@ -187,7 +203,18 @@ class FiniteDifferences:
         # a jump near by spoils the large steps; the two smallest may lie on this side of it
         settled = abs(bottom.central - above.central) <= slack
         ok = settled and abs(analytic - bottom.central) <= slack
-        return Verdict(ok, bottom.central if settled else value, slack, settled=settled)
+        return Verdict(ok, bottom.central if settled else math.nan, slack, settled=settled)
+
+    def _is_between(self, analytic: float, rungs: list[Slopes]) -> bool:
+        """Whether a value lies between the one-sided slopes at every step up to the usual one."""
+        below = rungs[0]
+        for rung in rungs[:4]:
+            bend = abs(rung.low - below.low) + abs(rung.high - below.high)
+            slack = self._tolerance(rung.low, rung.high) + rung.noise + bend
+            if not rung.low - slack <= analytic <= rung.high + slack:
+                return False
+            below = rung
+        return True
 
     def _tolerance(self, *values: float) -> float:
         return self._atol + self.rtol * max(abs(value) for value in values)

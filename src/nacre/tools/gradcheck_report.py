@@ -1,5 +1,6 @@
 """The result of a gradient check: one line for each comparison, a table, and the error that may be raised."""
 
+import math
 from dataclasses import dataclass, field
 
 from torch.autograd.gradcheck import GradcheckError
@@ -28,6 +29,7 @@ class GradientResult:
         expected: the value it is compared with.
         tolerance: the difference allowed there.
         hint: the likely cause, where a pattern is recognised.
+        order: 1, or 2 for the gradient of a gradient.
     """
 
     name: str
@@ -45,6 +47,7 @@ class GradientResult:
     expected: float = 0.0
     tolerance: float = 0.0
     hint: str = ""
+    order: int = 1
 
     @property
     def label(self) -> str:
@@ -56,11 +59,21 @@ class GradientResult:
         where = f"at {self.index} it is" if self.index is not None else "along the worst direction it gives"
         text = (
             f"{self.label} is wrong at {self.wrong} of {self.compared} compared, worst {where} {self.analytic:.8g} "
-            f"where {self.comparison} give{'s' * (self.comparison == 'reference')} {self.expected:.8g} "
-            f"(off by {abs(self.analytic - self.expected):.3g}, {self.tolerance:.1g} allowed)"
+            f"where {_SUBJECT[self.comparison]} "
         )
+        if math.isnan(self.expected):
+            text += "no value"
+        else:
+            error = abs(self.analytic - self.expected)
+            text += f"{self.expected:.8g} (off by {error:.3g}, {self.tolerance:.1g} allowed)"
         return text + (f"; likely cause: {self.hint}" if self.hint else "")
 
+
+_SUBJECT = {
+    "finite differences": "finite differences give",
+    "random directions": "finite differences give",
+    "reference": "the reference gives",
+}
 
 _HEADER = (
     "gradient of", "output", "compared with", "entries", "max abs err", "max rel err", "worst at", "analytic",
@@ -102,9 +115,11 @@ class GradientReport:
             return f"{self.name}: FAILED, {self.problems[0]}"
         if self.failures:
             return f"{self.name}: WRONG, {self.failures[0]}"
-        tensors = list(dict.fromkeys(result.name for result in self.results))
+        tensors = list(dict.fromkeys(result.name for result in self.results if result.order == 1))
+        named = ", ".join(tensors[:4]) + (", ..." if len(tensors) > 4 else "")
+        second = ", second order too" if any(result.order == 2 for result in self.results) else ""
         worst = max((result.max_relative_error for result in self.results), default=0.0)
-        return f"{self.name}: ok, {len(tensors)} gradients right ({', '.join(tensors)}), relative error {worst:.0e}"
+        return f"{self.name}: ok, right gradients of {named}{second}; relative error at most {worst:.0e}"
 
     def __str__(self) -> str:
         lines = [f"gradient check of {self.name}: {'ok' if self.ok else 'FAILED'}"]

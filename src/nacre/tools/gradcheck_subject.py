@@ -29,10 +29,11 @@ from nacre.tools.gradcheck_tensors import (
 
 
 class EvaluationError(Exception):
-    """The user's code raised while it was evaluated; ``__cause__`` is what it raised."""
+    """The user's code raised while it was evaluated, or did what no forward or backward may do."""
 
-    def __init__(self, stage: str, cause: Exception) -> None:
-        super().__init__(f"{stage} raised {type(cause).__name__}: {cause}")
+    @classmethod
+    def raised(cls, stage: str, cause: Exception) -> "EvaluationError":
+        return cls(f"{stage} raised {type(cause).__name__}: {cause}")
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class Subject:
         try:
             result = self.call(*inputs, **keywords)
         except Exception as error:
-            raise EvaluationError("the forward", error) from error
+            raise EvaluationError.raised("the forward", error) from error
         outputs = dict(named_tensors(result, "output"))
         for name, output in outputs.items():
             refuse_unsupported(name, output)
@@ -175,7 +176,7 @@ def differentiate(
             outputs, tensors, incoming, retain_graph=True, create_graph=create_graph, allow_unused=True
         )
     except Exception as error:
-        raise EvaluationError("the backward", error) from error
+        raise EvaluationError.raised("the backward", error) from error
     return [gradient.to_dense() if gradient is not None and gradient.is_sparse else gradient for gradient in found]
 
 
@@ -215,6 +216,7 @@ def prepare(function: Any, inputs: tuple, keywords: dict[str, Any]) -> tuple[Sub
 
 def prepare_reference(reference: Any, subject: Subject) -> tuple[Subject, list[str]]:
     """The reference on the very leaves of ``subject``: its inputs, and its parameters by name."""
+    subject.random_state.restore()  # the state it takes as its own is the subject's
     call, module = _callable(reference)
     keywords, notes = dict(subject.keywords), []
     given = {} if subject.module is None else dict(subject.module.named_parameters(remove_duplicate=False))

@@ -73,6 +73,20 @@ def same_values(left: Tensor, right: Tensor) -> bool:
     return bool(((left == right) | ((left != left) & (right != right))).all())
 
 
+def largest(tensor: Tensor | None) -> float:
+    """The largest absolute value among the finite entries; 0 where there are none."""
+    if tensor is None:
+        return 0.0
+    finite = tensor.detach()[torch.isfinite(tensor)]
+    return float(finite.abs().max()) if finite.numel() else 0.0
+
+
+def distance(left: Tensor, right: Tensor) -> float:
+    """The largest difference of two tensors of one shape; equal infinities do not differ, NaN differs infinitely."""
+    difference = torch.where(left == right, 0.0, left - right).detach().abs()
+    return float(difference.nan_to_num(nan=torch.inf).max()) if difference.numel() else 0.0
+
+
 def refuse_unsupported(name: str, tensor: Tensor) -> None:
     """Raises TypeError for a tensor whose entries cannot be moved one by one along the real line."""
     if tensor.is_complex():

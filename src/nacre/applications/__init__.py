@@ -1,0 +1,10 @@
+"""What the layers are for: small models on real data, each on one page, and their training.
+
+Read ``mlp``, ``cnn``, ``vit``, ``recurrent`` and ``gpt`` for the models, ``data`` for what they learn from, ``recipe``
+and ``training`` for how. Training and its files need the packages of the ``apps`` extra; the models need torch alone.
+"""
+
+from nacre.applications.application import APPLICATIONS, Application, ApplicationSpec, build
+from nacre.applications.recipe import Recipe
+
+__all__ = ["APPLICATIONS", "Application", "ApplicationSpec", "Recipe", "build"]

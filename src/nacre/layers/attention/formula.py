@@ -1,0 +1,111 @@
+"""Attention: each of L queries takes a mean of the S values, weighted by how well their keys agree with the query.
+
+Forward, for the queries Q (L, E), keys K (S, E) and values V (S, E_v) of a head, and a scale c:
+
+    A = c Q K' + M             M is the sum of the masks that are numbers; A = -inf where another mask says no
+    l_i = log sum_j exp A_ij   P_ij = exp(A_ij - l_i)
+    W = D o P                  dropout: D_ij is 0 with probability p, else 1 / (1 - p)
+    O = W V
+
+Backward, with G = dL/dO and, where the weights are a result too, H = dL/dW:
+
+    dV = W' G          dW = G V' + H          dP = D o dW
+
+P is computed again from l, so that no matrix of L x S values is kept. With dP_ij / dA_ik = P_ij (delta_jk - P_ik):
+
+    dA = P o (dP - r)          r_i = sum_j P_ij dP_ij / sum_j P_ij
+    dQ = c dA K                dK = c dA' Q                dM = dA
+
+The sum of P is 1 up to the rounding of l; dividing by it keeps r a mean of dP, so that dP - r still cancels where a row
+attends to one key alone. (Without H, r_i is also sum_e G_ie O_ie: shorter, but as exact as O was rounded, and O would
+have to be kept.) What was repeated, along a dimension or for a group of query heads, sums the gradients of its copies.
+
+A row whose every key is masked has no mean. Its output is 0, and l = +inf gives P = exp(-inf) = 0 backward; where the
+weights are a result, weights and output are NaN, as 0 / 0 is.
+"""
+
+import torch
+from torch import Tensor
+
+from nacre.core.random import keep_mask
+from nacre.layers.attention.layout import gathered, operands, ordered_as
+
+
+def forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    key_mask: Tensor | None,
+    seed: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float,
+    enable_gqa: bool,
+    need_weights: bool,
+) -> tuple[tuple[Tensor, Tensor], tuple]:
+    q, k, v = operands(query, key, value, enable_gqa)
+    probabilities, log_sum_exp = softmax(masked_scores(q, k, mask, key_mask, is_causal, scale), need_weights)
+    weights = probabilities if seed is None else probabilities * dropout(seed, probabilities, dropout_p)
+    output = ordered_as(query, (weights @ v).to(query.dtype))
+    returned = weights.to(query.dtype) if need_weights else query.new_empty(0)
+    settings = (seed, dropout_p, is_causal, scale, enable_gqa, need_weights)
+    return (output, returned), (query, key, value, mask, key_mask, *settings, log_sum_exp)
+
+
+def backward(grads: tuple[Tensor | None, Tensor | None], saved: tuple, needs: list[bool]) -> tuple[Tensor | None, ...]:
+    query, key, value, mask, key_mask, seed, dropout_p, is_causal, scale, enable_gqa, _, log_sum_exp = saved
+    needs_query, needs_key, needs_value, needs_mask, needs_key_mask = needs
+    q, k, v = operands(query, key, value, enable_gqa)
+    g, h = (None if grad is None else grad.to(q.dtype) for grad in grads)
+    p = (masked_scores(q, k, mask, key_mask, is_causal, scale) - log_sum_exp).exp()
+    d = None if seed is None else dropout(seed, p, dropout_p)
+    w = p if d is None else p * d
+    dq = dk = dv = dm = dkm = None
+    if needs_value and g is not None:
+        dv = gathered(w.mT @ g, value, enable_gqa)
+    if needs_query or needs_key or needs_mask or needs_key_mask:
+        da = score_gradient(g, h, p, d, v)
+        dq = gathered(da @ k * scale, query) if needs_query else None
+        dk = gathered(da.mT @ q * scale, key, enable_gqa) if needs_key else None
+        dm = gathered(da, mask) if needs_mask else None
+        dkm = gathered(da, key_mask) if needs_key_mask else None
+    return dq, dk, dv, dm, dkm
+
+
+def score_gradient(g: Tensor | None, h: Tensor | None, p: Tensor, d: Tensor | None, v: Tensor) -> Tensor:
+    """dA, from the gradients that arrive at the output and at the weights; either may be missing."""
+    dw = h if g is None else (g @ v.mT).sum_to_size(p.shape)
+    if g is not None and h is not None:
+        dw = dw + h
+    dp = dw if d is None else dw * d
+    r = (p * dp).sum(-1, True) / p.sum(-1, True).clamp_min(0.5)  # an empty row has P = 0
+    return p * (dp - r)
+
+
+def masked_scores(
+    q: Tensor, k: Tensor, mask: Tensor | None, key_mask: Tensor | None, is_causal: bool, scale: float
+) -> Tensor:
+    scores = (q * scale) @ k.mT
+    if is_causal:
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(later, -torch.inf)
+    for item in (mask, key_mask):
+        if item is not None:
+            scores = torch.where(item, scores, -torch.inf) if item.dtype is torch.bool else scores + item
+    return scores
+
+
+def softmax(scores: Tensor, need_weights: bool) -> tuple[Tensor, Tensor]:
+    """P and l."""
+    if need_weights:
+        return scores.softmax(-1), scores.logsumexp(-1, True)
+    empty = (scores == -torch.inf).all(-1, True)
+    scores = scores.masked_fill(empty, 0.0)  # no derivative of an empty row is 0 times infinity
+    return scores.softmax(-1).masked_fill(empty, 0.0), scores.logsumexp(-1, True).masked_fill(empty, torch.inf)
+
+
+def dropout(seed: Tensor, like: Tensor, p: float) -> Tensor:
+    """D."""
+    return keep_mask(seed, like.shape, p).to(like.dtype) * (1 / (1 - p) if p < 1 else 0.0)
+

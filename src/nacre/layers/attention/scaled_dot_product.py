@@ -1,0 +1,116 @@
+"""The op ``attention``, and scaled_dot_product_attention."""
+
+import torch
+from torch import Tensor
+from torch.nn.attention.bias import CausalBias
+
+from nacre.core.op import Op, torch_instead, unserved
+from nacre.core.random import new_seed
+from nacre.layers.attention import formula
+from nacre.layers.attention.checks import check_attention
+
+_op = Op(
+    "attention(Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor? key_mask, Tensor? seed, float dropout_p,"
+    " bool is_causal, float scale, bool enable_gqa, bool need_weights)"
+    " -> (Tensor output, Tensor weights, Tensor log_sum_exp)",
+    forward=formula.forward,
+    backward=formula.backward,
+    saved=(
+        *("query", "key", "value", "mask", "key_mask", "seed", "dropout_p", "is_causal", "scale", "enable_gqa"),
+        *("need_weights", "log_sum_exp"),
+    ),
+    gradients=("query", "key", "value", "mask", "key_mask"),
+    outputs=2,
+    autocast={"cpu": "lower", "cuda": "lower", "xpu": "lower", "mps": "lower"},
+)
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    r"""For each query, a mean of the values, weighted by how well their keys agree with it.
+
+    .. math:: \mathrm{softmax}(Q K^\top \cdot \mathrm{scale} + M)\, V
+
+    Args:
+        query: what is looked for, (\*, L, E).
+        key: what the queries are compared with, (\*, S, E).
+        value: what is averaged, (\*, S, E_v).
+        attn_mask: what broadcasts to the scores (\*, L, S): bool, True where a key takes part, or numbers which are
+            added to the scores, in float32 or the query's dtype; they may ask for their gradient. Default: none.
+        dropout_p: the probability with which a weight is dropped, the others grow by 1 / (1 - dropout_p); also in
+            evaluation, so pass 0.0 there. Default: 0.0.
+        is_causal: query i sees the keys up to i, also where L is not S. Default: False.
+        scale: factor of the scores. Default: 1 / sqrt(E).
+        enable_gqa: keys and values may have fewer heads (dimension -3) than queries: consecutive query heads share
+            one. Default: False.
+
+    Shape:
+        - query: (\*, L, E), key: (\*, S, E), value: (\*, S, E_v), whose leading dimensions broadcast
+        - output: (\*, L, E_v); its dimensions lie in memory as those of a query (N, H, L, E)
+
+    Numerics:
+        float16 and bfloat16 are computed in float32 and rounded once. The largest score of a row is subtracted before
+        the exponential. A query whose every key is masked gets 0. The weights are never kept for the backward, which
+        computes them again from one number a query; dropped weights come from a counter-based generator keyed by torch's.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices do not match; dropout_p is not a probability; is_causal with an attn_mask,
+            but for queries (N, H, L, E) on a CPU without dropout, where both apply, as in torch.
+        IndexError: enable_gqa without a dimension of heads.
+
+    Cost:
+        2 L S (E + E_v) FLOPs a head, also where it is causal, and 2 L S (3 E + 2 E_v) backward; the
+        inputs and L numbers a head kept for the backward.
+
+    Paper:
+        Vaswani et al., "Attention Is All You Need", 2017, arXiv:1706.03762; Dao et al., "FlashAttention", 2022,
+        arXiv:2205.14135, for the backward; Ainslie et al., "GQA", 2023, arXiv:2305.13245.
+
+    Example:
+        >>> import torch, nacre
+        >>> query, key = torch.tensor([[0.0]]), torch.tensor([[1.0], [2.0]])
+        >>> nacre.functional.scaled_dot_product_attention(query, key, torch.tensor([[3.0], [5.0]]))
+        tensor([[4.]])
+    """
+    numbers = attn_mask if attn_mask is not None and attn_mask.is_floating_point() else None
+    reason = unserved(query, key, value, numbers)
+    if isinstance(attn_mask, CausalBias):
+        reason = "a mask of type CausalBias"
+    if reason:
+        return torch_instead(
+            "attention",
+            reason,
+            torch.nn.functional.scaled_dot_product_attention,
+            *(query, key, value, attn_mask, dropout_p, is_causal),
+            scale=scale,
+            enable_gqa=enable_gqa,
+        )
+    check_attention(query, key, value, attn_mask, dropout_p, is_causal, enable_gqa)
+    return attend(query, key, value, attn_mask, None, dropout_p, is_causal, scale, enable_gqa, False)[0]
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    key_mask: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    need_weights: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Output and weights of the op on arguments that are known to be good; the weights are empty unless needed."""
+    seed = new_seed(query.device) if dropout_p > 0 else None
+    if scale is None:
+        scale = max(query.shape[-1], 1) ** -0.5  # of no features every score is 0, whatever their scale
+    return _op(query, key, value, mask, key_mask, seed, dropout_p, is_causal, scale, enable_gqa, need_weights)

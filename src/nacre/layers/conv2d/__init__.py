@@ -1,0 +1,24 @@
+"""Conv2d: formula.py, cost.py, layer.py and cases.py, to be read in this order."""
+
+import torch
+
+from nacre.core.spec import LayerSpec
+from nacre.layers.conv2d.cases import CASES
+from nacre.layers.conv2d.cost import COMPLEXITY, cost, sizes
+from nacre.layers.conv2d.layer import Conv2d, conv2d
+
+__all__ = ["SPECS", "Conv2d", "conv2d"]
+
+SPECS = (
+    LayerSpec(
+        name="conv2d",
+        layer=Conv2d,
+        replaces=torch.nn.Conv2d,
+        purpose="finds local patterns anywhere in an image",
+        complexity=COMPLEXITY,
+        operators=("conv2d",),
+        sizes=sizes,
+        cost=cost,
+        cases=CASES,
+    ),
+)

@@ -1,0 +1,132 @@
+"""The cross-entropy loss of given logits, and its functional form."""
+
+import torch
+from torch import Tensor
+
+from nacre.core.op import Op, torch_instead, unserved
+from nacre.layers.cross_entropy import formula, targets
+
+_op = Op(
+    "cross_entropy(Tensor input, Tensor target, Tensor? weight, str reduction, SymInt ignore_index,"
+    " float label_smoothing) -> (Tensor loss, Tensor maximum, Tensor log_sum)",
+    forward=targets.explain_bad_index(formula.forward),
+    backward=formula.backward,
+    saved=("input", "target", "weight", "reduction", "ignore_index", "label_smoothing", "maximum", "log_sum"),
+    gradients=("input", "target", "weight"),
+    autocast={"cpu": "float32", "cuda": "float32"},
+)
+
+
+class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
+    r"""Measures how far the distributions given by logits are from their targets: the loss of every classifier.
+
+    .. math:: \ell = -\sum_c w_c\, t_c \log \frac{e^{x_c}}{\sum_k e^{x_k}}, \qquad t_c = (1 - s)\, q_c + s / C
+
+    A target is the index y of a class (q_c is then 1 for c = y, else 0) or the probabilities q of all C classes.
+
+    Args:
+        weight: of each class, shape (C,). Default: 1 for every class.
+        size_average: deprecated, see ``reduction``.
+        ignore_index: the target whose tokens count for nothing; class indices only. Default: -100.
+        reduce: deprecated, see ``reduction``.
+        reduction: ``"mean"`` (the sum divided by the total weight of the target classes; for probabilities by the
+            number of tokens), ``"sum"`` or ``"none"``. Default: ``"mean"``.
+        label_smoothing: s, the share of each target that is spread evenly over all classes, 0 to 1. Default: 0.
+
+    Shape:
+        - input: (C,), (N, C) or (N, C, d_1, ..., d_K), logits
+        - target: class indices of shape (), (N,) or (N, d_1, ..., d_K); or probabilities in the shape of the input
+        - output: a scalar; with ``reduction="none"`` the shape of class indices
+
+    Numerics:
+        The largest logit is subtracted first, so logits of any size are safe. float16 and bfloat16 are computed in
+        float32 and rounded once. The mean over no tokens is NaN.
+
+    Raises:
+        IndexError: a target is neither a class nor ``ignore_index``.
+        ValueError: the batch sizes of input and target differ, or there is no such reduction.
+        RuntimeError: another shape, dtype or device does not fit, or ``label_smoothing`` exceeds 1.
+
+    Cost:
+        no parameters, O(N C) time; the input, the target and 2 numbers a token are kept for the backward.
+
+    Paper:
+        Bridle, "Training Stochastic Model Recognition Algorithms as Networks can lead to Maximum Mutual Information
+        Estimation of Parameters", NeurIPS 1989; label smoothing: Szegedy et al., "Rethinking the Inception
+        Architecture for Computer Vision", 2015, arXiv:1512.00567.
+
+    Example:
+        >>> import torch, nacre
+        >>> loss = nacre.CrossEntropyLoss()
+        >>> loss(torch.zeros(3, 4), torch.tensor([0, 2, 3]))  # log(4), as no class is preferred
+        tensor(1.3863)
+    """
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return cross_entropy(
+            input,
+            target,
+            weight=self.weight,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+        )
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """The cross entropy between logits and targets; see :class:`nacre.CrossEntropyLoss`.
+
+    Args:
+        input: logits of shape (C,), (N, C) or (N, C, d_1, ..., d_K).
+        target: class indices of shape (), (N,) or (N, d_1, ..., d_K), or probabilities in the shape of the input.
+        weight: of each class, shape (C,). Default: 1 for every class.
+        size_average: deprecated, see ``reduction``.
+        ignore_index: the target whose tokens count for nothing; class indices only. Default: -100.
+        reduce: deprecated, see ``reduction``.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``. Default: ``"mean"``.
+        label_smoothing: the share of each target that is spread evenly over all classes, 0 to 1. Default: 0.
+
+    Raises:
+        IndexError: a target is neither a class nor ``ignore_index``.
+        ValueError: the batch sizes of input and target differ, or there is no such reduction.
+        RuntimeError: another shape, dtype or device does not fit, or ``label_smoothing`` exceeds 1.
+
+    Example:
+        >>> import torch, nacre
+        >>> nacre.functional.cross_entropy(torch.zeros(4), torch.tensor([0.5, 0.5, 0.0, 0.0]))
+        tensor(1.3863)
+    """
+    reduction = targets.reduction_name(reduction, size_average, reduce)
+    if reason := _unserved(input, target, weight):
+        return torch_instead(
+            "cross_entropy",
+            reason,
+            torch.nn.functional.cross_entropy,
+            input,
+            target,
+            weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+        )
+    target = targets.validated(
+        "cross_entropy", input.shape, input, target, weight, ignore_index, label_smoothing
+    )
+    return _op(input, target, weight, reduction, ignore_index, max(label_smoothing, 0.0))
+
+
+def _unserved(input: Tensor, target: Tensor, weight: Tensor | None) -> str:
+    if input.dim() == 0:
+        return "logits without a dimension"
+    if input.shape[1 if input.dim() > 1 else 0] == 0:
+        return "no classes"
+    return unserved(input, weight, target if target.is_floating_point() else None)

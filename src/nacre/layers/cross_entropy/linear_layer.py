@@ -1,0 +1,279 @@
+"""The cross-entropy loss of a linear map, which never holds every logit, and its functional form."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nacre.core import check
+from nacre.core.op import Op, torch_instead, unserved
+from nacre.layers.cross_entropy import formula, linear_formula, targets
+from nacre.layers.cross_entropy.linear_base import BASE
+
+
+def _fake(
+    input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor, weight: Tensor | None,
+    reduction: str, *_: Any,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    dtype = torch.promote_types(formula.loss_dtype(input, target, weight), torch.float32)
+    rows, places = input.shape[0], linear_weight.shape[1:-1]
+    loss = input.new_empty((rows, *places) if reduction == "none" else (), dtype=dtype)
+    statistics = input.new_empty((2, rows, 1, *places), dtype=dtype)
+    return loss, *(part.clone() for part in statistics)
+
+
+def _fake_backward(
+    grad: Tensor, input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor,
+    weight: Tensor | None, *settings: Any,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    needs = settings[-1]
+    owners = (input, linear_weight, linear_bias, target, weight)
+    return tuple(of.new_empty(of.shape) if need else None for of, need in zip(owners, needs, strict=True))
+
+
+_op = Op(
+    "linear_cross_entropy(Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target, Tensor? weight,"
+    " str reduction, SymInt ignore_index, float label_smoothing, int? chunk)"
+    " -> (Tensor loss, Tensor maximum, Tensor log_sum)",
+    forward=targets.explain_bad_index(linear_formula.forward),
+    backward=linear_formula.backward,
+    saved=(
+        *("input", "linear_weight", "linear_bias", "target", "weight"),
+        *("reduction", "ignore_index", "label_smoothing", "chunk", "maximum", "log_sum"),
+    ),
+    gradients=("input", "linear_weight", "linear_bias", "target", "weight"),
+    autocast={"cpu": "lower", "cuda": "lower"},
+    autocast_keeps=("target", "weight"),
+    fake=_fake,
+    fake_backward=_fake_backward,
+)
+
+
+class LinearCrossEntropyLoss(BASE):
+    r"""The last linear map of a classifier and its cross entropy in one: for vocabularies whose logits would not fit.
+
+    .. math:: z = W x + b, \qquad \ell = -\sum_c w_c\, t_c \log \frac{e^{z_c}}{\sum_k e^{z_k}}
+
+    The logits z exist for one chunk of rows at a time, forward and backward. Targets, class weights w, label smoothing
+    and reductions are those of :class:`nacre.CrossEntropyLoss`.
+
+    Args:
+        in_features: size of each input row.
+        num_classes: C, the number of classes.
+        out_features: sizes (d_1, ..., d_K) of the places with a distribution of their own. Default: one place, ().
+        bias: add a learned bias to the logits. Default: False.
+        device: where the parameters are made. Default: torch's default device.
+        dtype: of the parameters. Default: torch's default dtype.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``. Default: ``"mean"``.
+        weight: of each class, shape (C,). Default: 1 for every class.
+        ignore_index: the target whose tokens count for nothing; class indices only. Default: None, which means -100.
+        label_smoothing: the share of each target that is spread evenly over all classes, 0 to 1. Default: 0.
+        options: a ``torch.nn.LinearCrossEntropyOptions``. Its ``batch_chunk_size`` and ``chunking_method`` set the rows
+            of a chunk; with ``"auto"``, as with None, a chunk has as many logits as the input has elements, and 256
+            rows at least. The other fields change nothing: sums over chunks are always kept in float32 or better,
+            and the backward can always be run again. Default: None.
+
+    Shape:
+        - input: (in_features,) or (N, in_features)
+        - target: class indices of shape (), (N,) or (N, d_1, ..., d_K); or probabilities of shape (C,), (N, C) or
+          (N, C, d_1, ..., d_K)
+        - output: a scalar; with ``reduction="none"`` the shape of class indices
+
+    Numerics:
+        float16 and bfloat16 logits are rounded once, as a linear layer's; everything after them is computed in float32.
+        The largest logit is subtracted first, so logits of any size are safe.
+
+    Raises:
+        IndexError: a target is neither a class nor ``ignore_index``.
+        ValueError: the batch sizes of input and target differ, there is no such reduction, or two options disagree.
+        RuntimeError: another shape, dtype or device does not fit.
+
+    Cost:
+        C in_features parameters (and C with a bias) for each place, O(N C in_features) time. Kept for the backward are
+        the input, the target and 2 numbers a token, not the N C logits, which are computed twice instead.
+
+    Paper:
+        Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", 2024, arXiv:2411.09009.
+
+    Example:
+        >>> import torch, nacre
+        >>> loss = nacre.LinearCrossEntropyLoss(8, 1000)
+        >>> loss(torch.zeros(3, 8), torch.tensor([1, 20, 300]))  # log(1000), as no class is preferred
+        tensor(6.9078, grad_fn=<...>)
+    """
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        places = (self.num_classes, *self.out_features)
+        bias = self.linear.bias
+        return linear_cross_entropy(
+            input,
+            self.linear.weight.reshape(*places, self.linear.in_features),
+            target,
+            linear_bias=None if bias is None else bias.reshape(places),
+            weight=self.weight,
+            reduction=self.reduction,
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            options=self.options,
+        )
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    options: Any = None,
+) -> Tensor:
+    """The cross entropy between linear logits and targets; see :class:`nacre.LinearCrossEntropyLoss`.
+
+    Args:
+        input: rows of shape (in_features,) or (N, in_features).
+        linear_weight: of shape (C, in_features) or (C, d_1, ..., d_K, in_features).
+        target: class indices of shape (), (N,) or (N, d_1, ..., d_K), or probabilities in the shape of the logits.
+        linear_bias: of shape (C,) or (C, d_1, ..., d_K). Default: none.
+        weight: of each class, shape (C,). Default: 1 for every class.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``. Default: ``"mean"``.
+        ignore_index: the target whose tokens count for nothing; class indices only. Default: None, which means -100.
+        label_smoothing: the share of each target that is spread evenly over all classes, 0 to 1. Default: 0.
+        options: a ``torch.nn.LinearCrossEntropyOptions``. Default: None.
+
+    Raises:
+        IndexError: a target is neither a class nor ``ignore_index``.
+        ValueError: the batch sizes of input and target differ, there is no such reduction, or two options disagree.
+        RuntimeError: another shape, dtype or device does not fit.
+
+    Example:
+        >>> import torch, nacre
+        >>> x, w = torch.ones(2, 3), torch.zeros(4, 3)
+        >>> nacre.functional.linear_cross_entropy(x, w, torch.tensor([0, 3]))
+        tensor(1.3863)
+    """
+    reduction = targets.reduction_name(reduction)
+    _validate_linear(input, linear_weight, linear_bias)
+    batched, logits = input.dim() == 2, (*input.shape[:-1], *linear_weight.shape[:-1])
+    if ignore_index is not None and tuple(target.shape) == logits:
+        rule = "ignore_index cannot be specified when target contains probabilities"
+        raise check.error(RuntimeError, rule, f"ignore_index = {ignore_index} and a target of the shape of the logits")
+    ignore_index = -100 if ignore_index is None else ignore_index
+    if reason := _unserved(input, linear_weight, linear_bias, target, weight, options):
+        return torch_instead(
+            "linear_cross_entropy",
+            reason,
+            _with_torch,
+            *(input, linear_weight, linear_bias, target, weight),
+            *(reduction, ignore_index, label_smoothing, options),
+        )
+    check.same_dtype("linear_cross_entropy", input=input, linear_weight=linear_weight, linear_bias=linear_bias)
+    check.same_device("linear_cross_entropy", input=input, linear_weight=linear_weight, linear_bias=linear_bias)
+    target = targets.validated(
+        "linear_cross_entropy", logits, input, target, weight, ignore_index, label_smoothing
+    )
+    rows, classes = (input, target) if batched else (input.unsqueeze(0), target.unsqueeze(0))
+    chunk = chosen_chunk(options, rows, linear_weight)
+    smoothing = max(label_smoothing, 0.0)
+    loss = _op(rows, linear_weight, linear_bias, classes, weight, reduction, ignore_index, smoothing, chunk)
+    if not torch.is_autocast_enabled(input.device.type):
+        loss = loss.to(formula.loss_dtype(input, target, weight))
+    return loss if batched or reduction != "none" else loss.squeeze(0)
+
+
+def chosen_chunk(options: Any, input: Tensor, linear_weight: Tensor) -> int | None:
+    """The rows of a chunk which the options ask for; None where they leave it to nacre.
+
+    Raises:
+        ValueError: ``batch_chunk_size`` and ``chunking_method`` ask for different chunks.
+        RuntimeError: no sums can be kept in ``acc_dtype``.
+    """
+    if options is None:
+        return None
+    half = input.dtype in (torch.float16, torch.bfloat16)
+    if options.acc_dtype not in (None, input.dtype, *((torch.float32,) if half else ())):
+        rule = "acc_dtype is the dtype of the input, or float32 for a float16 or bfloat16 input"
+        raise check.error(RuntimeError, rule, f"acc_dtype = {options.acc_dtype} and an input of dtype {input.dtype}")
+    if options.chunking_method == "auto":
+        return options.batch_chunk_size
+    if options.chunking_method is None:
+        return options.batch_chunk_size or max(1, input.shape[0])
+    rows, features = input.shape
+    wanted = -(-rows // -(-linear_weight.shape[0] // features))
+    parts = int(options.chunking_method.partition(":")[2] or 1)
+    chunk = max(1, min((1 << (wanted - 1).bit_length()) // parts, rows))
+    if options.batch_chunk_size not in (None, chunk):
+        rule = f"chunking_method {options.chunking_method!r} makes chunks of {chunk} rows here"
+        raise check.error(ValueError, rule, f"batch_chunk_size = {options.batch_chunk_size}", "Pass only one of them.")
+    return chunk
+
+
+def _validate_linear(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> None:
+    shape = check.shape
+    if input.dim() not in (1, 2):
+        raise RuntimeError(
+            f"expected input with dimensionality 1 or 2, got {input.dim()} in the shape {shape(input)}. "
+            "Flatten the leading dimensions of input and target into one."
+        )
+    if linear_weight.dim() < 2:
+        raise RuntimeError(
+            f"expected linear_weight with dimensionality at least 2, got {linear_weight.dim()} in the shape "
+            f"{shape(linear_weight)}. It is (classes, in_features)."
+        )
+    if input.shape[-1] != linear_weight.shape[-1]:
+        raise RuntimeError(
+            "expected equal input and linear_weight last dimensions (in_features), got "
+            f"{input.shape[-1]} and {linear_weight.shape[-1]}, respectively, in the shapes {shape(input)} and "
+            f"{shape(linear_weight)}."
+        )
+    if linear_bias is not None and linear_bias.shape != linear_weight.shape[:-1]:
+        raise RuntimeError(
+            f"expected linear_bias shape {tuple(linear_weight.shape[:-1])}, got {shape(linear_bias)} beside a "
+            f"linear_weight of shape {shape(linear_weight)}."
+        )
+    if linear_weight.dim() > 2 and input.dim() == 1:
+        raise RuntimeError(
+            f"K-dimensional loss defined by linear_weight shape {shape(linear_weight)} requires batched input, "
+            f"(N, {input.shape[-1]}), got unbatched input with shape {shape(input)}. Did you mean input.unsqueeze(0)?"
+        )
+
+
+def _unserved(
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    weight: Tensor | None,
+    options: Any,
+) -> str:
+    if linear_weight.shape[0] == 0:
+        return "no classes"
+    if options is not None and input.dtype != linear_weight.dtype:
+        return "tensors of two dtypes under options"
+    return unserved(input, linear_weight, linear_bias, weight, target if target.is_floating_point() else None)
+
+
+def _with_torch(
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+    options: Any,
+) -> Tensor:
+    if options is not None:
+        return torch.nn.functional.linear_cross_entropy(
+            input, linear_weight, target, linear_bias=linear_bias, weight=weight, reduction=reduction,
+            ignore_index=ignore_index, label_smoothing=label_smoothing, options=options,
+        )  # fmt: skip
+    bias = None if linear_bias is None else linear_bias.flatten()
+    logits = torch.nn.functional.linear(input, linear_weight.flatten(0, -2), bias)
+    return torch.nn.functional.cross_entropy(
+        logits.reshape(*input.shape[:-1], *linear_weight.shape[:-1]), target, weight,
+        ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing,
+    )  # fmt: skip

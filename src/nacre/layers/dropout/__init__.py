@@ -1,0 +1,24 @@
+"""Dropout: formula.py, cost.py, layer.py and cases.py, to be read in this order."""
+
+import torch
+
+from nacre.core.spec import LayerSpec
+from nacre.layers.dropout.cases import CASES
+from nacre.layers.dropout.cost import COMPLEXITY, cost, sizes
+from nacre.layers.dropout.layer import Dropout, dropout
+
+__all__ = ["SPECS", "Dropout", "dropout"]
+
+SPECS = (
+    LayerSpec(
+        name="dropout",
+        layer=Dropout,
+        replaces=torch.nn.Dropout,
+        purpose="drops elements at random in training, against overfitting",
+        complexity=COMPLEXITY,
+        operators=("dropout",),
+        sizes=sizes,
+        cost=cost,
+        cases=CASES,
+    ),
+)

@@ -1,0 +1,37 @@
+"""What Dropout costs: a random word and three operations an element, one read and one write; nothing in evaluation."""
+
+from typing import Any
+
+import torch
+
+from nacre.core.cost import Cost
+
+COMPLEXITY = "time O(N), saved O(1)"
+
+SEED_BYTES = 8
+
+
+def sizes(layer: torch.nn.Dropout, input: torch.Tensor) -> dict[str, Any]:
+    """N elements, and whether any can be dropped, from a call of the layer."""
+    return {
+        "elements": input.numel(),
+        "active": layer.training and layer.p > 0 and input.numel() > 0,
+        "itemsize": input.element_size(),
+        "input_gradient": input.requires_grad,
+    }
+
+
+def cost(elements: int, active: bool = True, itemsize: int = 4, input_gradient: bool = True) -> Cost:
+    """The exact bill.
+
+    Forward and backward, an element: the random word, its comparison with p, times the mask, times the scale (4).
+    In evaluation, and where p is 0, the output is the input itself and costs nothing.
+    """
+    recorded = active * input_gradient
+    return Cost(
+        elementwise_flops=4 * elements * active,
+        backward_elementwise_flops=4 * elements * recorded,
+        bytes=itemsize * 2 * elements * active,
+        backward_bytes=(itemsize * 2 * elements + SEED_BYTES) * recorded,
+        saved_bytes=SEED_BYTES * recorded,
+    )

@@ -1,0 +1,95 @@
+"""The Dropout layer and its functional form."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from nacre.core import check
+from nacre.core.op import Op, torch_instead, unserved
+from nacre.core.random import new_seed
+from nacre.layers.dropout import formula
+
+_op = Op(
+    "dropout(Tensor input, Tensor seed, float p) -> Tensor output",
+    forward=formula.forward,
+    backward=formula.backward,
+    saved=("seed", "p"),
+    gradients=("input",),
+)
+
+
+class Dropout(torch.nn.Dropout):
+    r"""Sets elements to 0 at random in training, each with probability p, and scales the others so that the mean stays.
+
+    .. math:: y_i = \frac{m_i x_i}{1 - p}, \qquad m_i \sim \mathrm{Bernoulli}(1 - p)
+
+    In evaluation, and where p is 0, the output is the input itself.
+
+    Args:
+        p: probability of an element to be dropped, from 0 to 1. Default: 0.5.
+        inplace: write the result into the input. Default: False.
+
+    Shape:
+        - input: any
+        - output: as the input, with its memory format
+
+    Numerics:
+        The mask comes from a counter-based generator whose seed is drawn from torch's generator of the device: the same
+        ``torch.manual_seed`` gives the same mask whatever the number of threads and the memory format, though not the
+        mask that torch.nn draws. p is met to within 2^-33. NaN and infinities stay NaN when dropped, as in torch.nn.
+
+    Raises:
+        ValueError: p outside 0 to 1.
+        RuntimeError: ``inplace`` on a leaf that requires its gradient.
+
+    Cost:
+        No parameters, O(N) time; a seed of 8 bytes is kept for the backward, which computes the mask again.
+
+    Paper:
+        Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, "Dropout: A Simple Way to Prevent Neural Networks from
+        Overfitting", JMLR 15, 2014.
+
+    Example:
+        >>> import torch, nacre
+        >>> layer = nacre.Dropout(p=0.5)
+        >>> layer(torch.ones(1000)).unique()
+        tensor([0., 2.])
+        >>> layer.eval()(torch.ones(3))
+        tensor([1., 1., 1.])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return dropout(input, self.p, self.training, self.inplace)
+
+
+def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """Drops elements at random and scales the others by 1 / (1 - p); see :class:`nacre.Dropout`.
+
+    Args:
+        input: values of any shape.
+        p: probability of an element to be dropped, from 0 to 1. Default: 0.5.
+        training: drop; otherwise the input itself is returned. Default: True.
+        inplace: write the result into ``input``. Default: False.
+
+    Raises:
+        ValueError: p outside 0 to 1.
+        RuntimeError: ``inplace`` on a leaf that requires its gradient.
+
+    Example:
+        >>> import torch, nacre
+        >>> values = torch.ones(2, 3)
+        >>> nacre.functional.dropout(values, training=False) is values
+        True
+    """
+    if not 0 <= p <= 1:
+        kind = RuntimeError if math.isnan(p) else ValueError
+        raise check.error(kind, "p of dropout is a probability, from 0 to 1", f"p = {p}")
+    if reason := unserved(input):
+        return torch_instead("dropout", reason, torch.nn.functional.dropout, input, p, training, inplace)
+    if not training or p == 0 or input.numel() == 0:
+        return input
+    # like torch, p = 1 draws no random number
+    seed = new_seed(input.device) if p < 1 else torch.zeros((), dtype=torch.int64, device=input.device)
+    output = _op(input, seed, float(p))
+    return input.copy_(output) if inplace else output

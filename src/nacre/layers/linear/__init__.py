@@ -1,0 +1,24 @@
+"""Linear: formula.py, cost.py, layer.py and cases.py, to be read in this order."""
+
+import torch
+
+from nacre.core.spec import LayerSpec
+from nacre.layers.linear.cases import CASES
+from nacre.layers.linear.cost import COMPLEXITY, cost, sizes
+from nacre.layers.linear.layer import Linear, linear
+
+__all__ = ["SPECS", "Linear", "linear"]
+
+SPECS = (
+    LayerSpec(
+        name="linear",
+        layer=Linear,
+        replaces=torch.nn.Linear,
+        purpose="mixes features by a learned matrix",
+        complexity=COMPLEXITY,
+        operators=("linear",),
+        sizes=sizes,
+        cost=cost,
+        cases=CASES,
+    ),
+)

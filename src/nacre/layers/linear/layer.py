@@ -1,0 +1,126 @@
+"""The Linear layer and its functional form."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from nacre.core import check
+from nacre.core.op import Op, torch_instead, unserved
+from nacre.layers.linear import formula
+
+_op = Op(
+    "linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor output",
+    forward=formula.forward,
+    backward=formula.backward,
+    saved=("input", "weight"),
+    gradients=("input", "weight", "bias"),
+    autocast={"cpu": "lower", "cuda": "lower", "xpu": "lower", "mps": "lower"},
+)
+
+
+class Linear(torch.nn.Linear):
+    r"""Makes every output feature a learned weighted sum of all input features.
+
+    .. math:: y = x W^\top + b
+
+    Args:
+        in_features: size of the input's last dimension, D.
+        out_features: size of the output's last dimension, E.
+        bias: learn a bias of E values. Default: True.
+        device: where the parameters are made. Default: torch's default device.
+        dtype: of the parameters. Default: torch's default dtype.
+
+    ``weight`` (E, D) and ``bias`` (E) start uniform in :math:`\pm 1 / \sqrt{D}`.
+
+    Shape:
+        - input: (\*, D), any leading dimensions, also none
+        - output: (\*, E)
+
+    Numerics:
+        One matrix product with the bias in it; float16 and bfloat16 are accumulated in float32 and rounded once. Under
+        autocast it runs in the lower precision.
+
+    Raises:
+        RuntimeError: the input's last dimension is not ``in_features``, or dtypes or devices do not match.
+
+    Cost:
+        D E + E parameters, 2 N D E FLOPs for N rows, twice that backward, N D values kept for the backward.
+
+    Paper:
+        Rumelhart, Hinton, Williams, "Learning representations by back-propagating errors", Nature 323, 1986.
+
+    Example:
+        >>> import torch, nacre
+        >>> layer = nacre.Linear(512, 256)
+        >>> layer(torch.ones(3, 512)).shape
+        torch.Size([3, 256])
+        >>> sum(parameter.numel() for parameter in layer.parameters())
+        131328
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiplies rows by a weight matrix and adds a bias; see :class:`nacre.Linear`.
+
+    Args:
+        input: values of shape (*, D).
+        weight: of shape (E, D); or (D) for a single weighted sum, without the last dimension of the output.
+        bias: of shape (E). Default: none.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices do not match.
+
+    Example:
+        >>> import torch, nacre
+        >>> nacre.functional.linear(torch.tensor([1.0, 2.0]), torch.tensor([[3.0, 4.0]]), torch.tensor([0.5]))
+        tensor([11.5000])
+    """
+    if reason := unserved(input, weight, bias) or _unusual(weight, bias):
+        return torch_instead("linear", reason, torch.nn.functional.linear, input, weight, bias)
+    _validate(input, weight, bias)
+    return _op(input, weight, bias)
+
+
+def _unusual(weight: Tensor, bias: Tensor | None) -> str:
+    """Why a call with parameters that no Linear has is left to torch; empty where they have their usual shapes."""
+    if weight.dim() != 2:
+        return f"a weight of {weight.dim()} dimensions"
+    if bias is not None and bias.dim() != 1:
+        return f"a bias of {bias.dim()} dimensions"
+    if bias is not None and bias.shape[0] == 1 != weight.shape[0]:
+        return "a bias of one value for all features"
+    return ""
+
+
+def _validate(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    out_features, in_features = weight.shape
+    name = f"Linear({in_features}, {out_features})"
+    if input.dim() == 0 or input.shape[-1] != in_features:
+        raise check.error(
+            RuntimeError,
+            f"{name} takes inputs whose last dimension is {in_features}",
+            f"an input of shape {check.shape(input)}",
+            _likely_fix(input, in_features, out_features),
+        )
+    if bias is not None and bias.shape[0] != out_features:
+        raise check.error(
+            RuntimeError,
+            f"the bias of {name} has one value for each of the {out_features} output features",
+            f"a bias of shape {check.shape(bias)}",
+        )
+    check.same_dtype(name, input=input, weight=weight, bias=bias)
+    check.same_device(name, input=input, weight=weight, bias=bias)
+
+
+def _likely_fix(input: Tensor, in_features: int, out_features: int) -> str:
+    if input.dim() == 0:
+        return "Give the input at least one dimension, as input.reshape(1) does."
+    if input.dim() > 1 and input.shape[-2] == in_features:
+        return "Did you mean input.transpose(-1, -2)?"
+    if math.prod(input.shape[1:]) == in_features:
+        return "Did you mean input.flatten(1)?"
+    return f"Did you mean Linear({input.shape[-1]}, {out_features})?"
