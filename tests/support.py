@@ -39,10 +39,10 @@ def rebuild(value: Any, replacements: Iterator[torch.Tensor]) -> Any:
 
 def fresh(value: Any) -> Any:
     """The same values in new leaf tensors with the same strides, and the same wish for gradients."""
-    return _convert_each_once(value, _fresh_tensor)
+    return convert_each_once(value, _fresh_tensor)
 
 
-def _convert_each_once(value: Any, convert: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+def convert_each_once(value: Any, convert: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """The same nested structure with its tensors converted; what was one tensor in two places stays one."""
     converted = {id(tensor): convert(tensor) for tensor in tensors(value)}
     return rebuild(value, (converted[id(tensor)] for tensor in tensors(value)))
@@ -61,7 +61,7 @@ def in_dtype(value: Any, dtype: torch.dtype) -> Any:
             return tensor
         return _fresh_tensor(tensor).detach().to(dtype).requires_grad_(tensor.requires_grad)
 
-    return _convert_each_once(value, convert)
+    return convert_each_once(value, convert)
 
 
 def build(spec: LayerSpec, case: Case, dtype: torch.dtype) -> torch.nn.Module:
@@ -144,6 +144,11 @@ class CountProducts(TorchDispatchMode):
                 if name in OPS:
                     return OPS[name]._formula(*arguments)
                 return OPS[name.removesuffix("_backward")]._formula_backward(*arguments)
+        if function._overloadpacket not in flop_registry:
+            with self:  # matmul arrives whole; the products inside it count
+                parts = function.decompose(*arguments, **(keywords or {}))
+            if parts is not NotImplemented:
+                return parts
         result = function(*arguments, **(keywords or {}))
         if function._overloadpacket in flop_registry:
             self.flops += flop_registry[function._overloadpacket](*arguments, **(keywords or {}), out_val=result)

@@ -19,6 +19,7 @@ from tests.support import (
     assert_as_good_as_torch,
     build,
     build_pair,
+    convert_each_once,
     fresh,
     in_dtype,
     rebuild,
@@ -79,7 +80,7 @@ def test_non_contiguous_inputs(spec, case):
     layer = build(spec, case, torch.float32)
     inputs, keywords = case.make(torch.float32)
     expected, expected_gradients = run(layer, fresh(inputs), fresh(keywords))
-    scattered = rebuild((inputs, keywords), (scatter(tensor) for tensor in tensors((inputs, keywords))))
+    scattered = convert_each_once((inputs, keywords), scatter)
     output, gradients = run(layer, *scattered)
     pairs = zip(chain(tensors(output), gradients), chain(tensors(expected), expected_gradients), strict=True)
     for one, other in pairs:
@@ -208,6 +209,7 @@ def test_hooks(spec, case):
     assert len(names) == len(list(layer.parameters()))
 
 
+@torch._dynamo.config.patch(allow_rnn=True)  # the compiler leaves recurrent modules alone by default
 def compiled_results(spec, case, backend):
     torch._dynamo.reset()
     layer = build(spec, case, torch.float32)
@@ -225,6 +227,7 @@ def assert_same_results(first, second, exact=False):
         torch.testing.assert_close(ours, theirs, equal_nan=True, **tolerance)
 
 
+@torch._dynamo.config.patch(allow_rnn=True)  # the compiler leaves recurrent modules alone by default
 def compiles_with_torch(spec, case):
     """Whether torch.nn's own layer compiles for this case: what torch cannot trace is not asked of nacre."""
     _, reference = build_pair(spec, case, torch.float32)

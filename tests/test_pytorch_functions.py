@@ -12,8 +12,16 @@ from tests.support import assert_as_good_as_torch, fresh, in_dtype, rebuild, ten
 NAMES = {name: f"nn.functional.{name}" for name in nacre.functional.__all__} | {
     name: name for name in ("tanh", "sigmoid", "softmax", "log_softmax")
 }
+
+
+def embedding(weight, indices, **keywords):
+    return nacre.functional.embedding(indices, weight, **keywords)
+
+
+# PyTorch's data gives the table before the indices
+ADAPTED = {"embedding": embedding}
 INFOS = [
-    pytest.param(getattr(nacre.functional, name), info, id=f"{name}{info.variant_test_name and '-'}{info.variant_test_name}")
+    pytest.param(ADAPTED.get(name, getattr(nacre.functional, name)), info, id=f"{name}{info.variant_test_name and '-'}{info.variant_test_name}")
     for name, full_name in NAMES.items()
     for info in op_db
     if info.name == full_name

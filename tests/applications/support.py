@@ -40,12 +40,12 @@ def tiny_application(name: str, recipe: Recipe, seed: int = 0, dropout: float = 
     return build(name, data=data, recipe=recipe, seed=seed, **sizes)
 
 
-def interrupting_at(step: int) -> Any:
-    """An ``on_step`` that presses Ctrl-C after the given step."""
+def interrupting_at(step: int, number: signal.Signals = signal.SIGINT) -> Any:
+    """An ``on_step`` that presses Ctrl-C, or sends another signal, after the given step."""
 
     def on_step(now: int, steps: int, loss: float) -> None:
         if now == step:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
 
     return on_step
 

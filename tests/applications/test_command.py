@@ -86,7 +86,7 @@ def test_a_run_is_not_replaced_unasked(text: Path) -> None:
     arguments = ("gru", "--data", text, "--steps", 1, *SMALL)
     nacre_train(*arguments)
     before = Path("runs/gru-nacre/weights.safetensors").read_bytes()
-    with pytest.raises(FileExistsError, match="already holds last.ckpt"):
+    with pytest.raises(FileExistsError, match=r"already holds last\.ckpt"):
         nacre_train(*arguments, "--seed", 1)
     assert Path("runs/gru-nacre/weights.safetensors").read_bytes() == before
     assert nacre_train(*arguments, "--seed", 1, "--overwrite") == 0

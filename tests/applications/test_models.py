@@ -61,7 +61,7 @@ def test_gpt_starts_as_nanogpt_does() -> None:
     assert len(residual) == 8
     for name, deviation in deviations.items():
         expected = 0.02 / math.sqrt(8) if name in residual else 0.02
-        # the smallest has 8,192 elements: the relative error of a deviation is 1 / sqrt(2 * 8192) = 0.8 %; five of those
+        # with n elements a deviation is met within 1 / sqrt(2n) of itself, 0.8 % for the smallest, 8,192; five of those
         assert deviation == pytest.approx(expected, rel=0.04), name
 
 

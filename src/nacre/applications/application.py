@@ -151,9 +151,7 @@ def build(
     loaded = data if isinstance(data, (ImageData, TextData)) else _load(spec, source, chosen)
     if not isinstance(loaded, spec.reads):
         raise TypeError(f"{name} learns from {spec.reads.__name__}; got {type(loaded).__name__}.")
-    inputs = (
-        (len(loaded.vocabulary),) if isinstance(loaded, TextData) else (loaded.image_size, loaded.classes)
-    )
+    inputs = (len(loaded.vocabulary),) if isinstance(loaded, TextData) else (loaded.image_size, loaded.classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = spec.model(*inputs, **chosen)

@@ -51,12 +51,16 @@ class History(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: Any) -> None:
         self.learning_rate[trainer.global_step + 1] = optimizer.param_groups[0]["lr"]
 
-    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
         step, loss = trainer.global_step, outputs["loss"].item()
         self.training_loss[step] = loss
         self.elapsed[step] = time.perf_counter() - self._start
         if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss must stay finite; it was {loss} at step {step:,}. Lower the learning rate.")
+            raise FloatingPointError(
+                f"the loss must stay finite; it was {loss} at step {step:,}. Lower the learning rate."
+            )
         if self.on_step is not None:
             self.on_step(step, trainer.max_steps, loss)
 
@@ -83,9 +87,9 @@ class History(Callback):
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             for step, loss in self.training_loss.items():
-                row = {"step": step, "learning_rate": self.learning_rate[step], "training_loss": loss}
-                row |= {"seconds": f"{self.elapsed[step]:.3f}"}
-                writer.writerow(row | self.validation.get(step, {}))
+                measured = {"learning_rate": self.learning_rate[step], "training_loss": loss}
+                seconds = f"{self.elapsed[step]:.3f}"
+                writer.writerow({"step": step, "seconds": seconds} | measured | self.validation.get(step, {}))
 
 
 class Progress(ProgressBar):
@@ -106,10 +110,17 @@ class Progress(ProgressBar):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         # disable=None: no bar where the output is not a terminal
         self._bar = tqdm(
-            total=trainer.max_steps, initial=trainer.global_step, unit="step", file=sys.stdout, disable=None, leave=False
+            total=trainer.max_steps,
+            initial=trainer.global_step,
+            unit="step",
+            file=sys.stdout,
+            disable=None,
+            leave=False,
         )
 
-    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {self.history.training_loss[trainer.global_step]:.3f}", refresh=False)
             self._bar.update()
@@ -131,10 +142,13 @@ class Interrupted(Exception):
 
 
 class Interruption:
-    """Ctrl-C as a wish that is granted between two steps; a second Ctrl-C ends the program at once."""
+    """Ctrl-C, or a wish of the system to end, granted between two steps; the second one ends the program at once."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
         self.wanted = False
+        self._before: dict[int, Any] = {}
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -142,15 +156,19 @@ class Interruption:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = signal.signal(signal.SIGINT, self._ask)
+        self._before = {number: signal.signal(number, self._ask) for number in self.SIGNALS}
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            self._listen_no_more()
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.wanted = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        self._listen_no_more()
+
+    def _listen_no_more(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
 
 class Checkpoints(Callback):
@@ -163,15 +181,15 @@ class Checkpoints(Callback):
         validate_every: the steps between two validations.
     """
 
-    def __init__(
-        self, folder: Path | None, history: History, interruption: Interruption, validate_every: int
-    ) -> None:
+    def __init__(self, folder: Path | None, history: History, interruption: Interruption, validate_every: int) -> None:
         self.folder = folder
         self.history = history
         self.interruption = interruption
         self.validate_every = validate_every
 
-    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
         if trainer.global_step == trainer.max_steps:
             trainer.should_stop = True  # which makes Lightning validate once more before it ends
         elif self.interruption.wanted and trainer.global_step % self.validate_every:

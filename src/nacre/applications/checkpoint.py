@@ -12,7 +12,7 @@ from nacre.applications.application import Application
 RECORD = "nacre"
 """The key of a checkpoint under which the run's settings stand."""
 
-_KEYS = {RECORD, "state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "global_step"}
+_KEYS = {RECORD, "generators", "state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "global_step"}
 _LENGTH = {"steps", "epochs"}
 
 

@@ -32,9 +32,7 @@ class CNN(nn.Module):
         torch.Size([5, 10])
     """
 
-    def __init__(
-        self, image_size: tuple[int, int], classes: int, *, width: int = 32, dropout: float = 0.3
-    ) -> None:
+    def __init__(self, image_size: tuple[int, int], classes: int, *, width: int = 32, dropout: float = 0.3) -> None:
         super().__init__()
         height, breadth = image_size
         if min(image_size) < 4:

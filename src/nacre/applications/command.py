@@ -63,7 +63,10 @@ def _add_application(parser: argparse.ArgumentParser, name: str, spec: Applicati
     length.add_argument("--steps", type=_positive_integer, metavar="N", help=_default("steps", recipe.steps))
     parser.add_argument("--seed", type=int, metavar="N", help="of weights, data order and dropout (default: 0)")
     parser.add_argument(
-        "--batch-size", type=_positive_integer, metavar="N", help=_default("windows or images a step", recipe.batch_size)
+        "--batch-size",
+        type=_positive_integer,
+        metavar="N",
+        help=_default("windows or images a step", recipe.batch_size),
     )
     parser.add_argument(
         "--learning-rate", type=_positive_number, metavar="X", help=_default("its largest value", recipe.learning_rate)
@@ -117,7 +120,7 @@ def run(arguments: argparse.Namespace, convert: Callable[[nn.Module], object]) -
     print(f"data: {application.data.description}")
     print(f"{application.steps:,} steps of {application.recipe.batch_size}, into {folder}", flush=True)
     result = train(application, folder=folder, resume=checkpoint, device=arguments.device, progress=True)
-    _print_result(application, result)
+    _print_result(application, result, folder)
     return 0 if result.finished else INTERRUPTED
 
 
@@ -182,13 +185,14 @@ def _make_room(folder: Path, names: tuple[str, ...], overwrite: bool) -> None:
         path.unlink()
 
 
-def _print_result(application: Application, result: "Result") -> None:
+def _print_result(application: Application, result: "Result", folder: Path) -> None:
     if not result.finished:
-        again = shlex.join(["nacre", "train", application.name, "--resume", str(result.folder / "last.ckpt")])
+        again = shlex.join(["nacre", "train", application.name, "--resume", str(folder / "last.ckpt")])
         print(f"stopped at step {result.step:,} of {result.steps:,}; go on with: {again}")
         return
     found = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in result.final.items())
-    print(f"{found}, after {result.steps:,} steps in {result.seconds:.1f} s ({result.validation_seconds:.1f} s validation)")
+    seconds = f"{result.seconds:.1f} s, {result.validation_seconds:.1f} s of them validation"
+    print(f"{found}, after {result.steps:,} steps in {seconds}")
     if isinstance(application.data, TextData):
         vocabulary = application.data.vocabulary
         prompt = "\n" if "\n" in vocabulary.characters else vocabulary.characters[0]

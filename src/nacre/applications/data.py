@@ -171,7 +171,7 @@ def load_digits() -> ImageData:
 
 
 def load_idx_folder(folder: str | Path) -> ImageData:
-    """Images in the files and format of MNIST: ``train-`` and ``t10k-``, ``images-idx3-ubyte`` and ``labels-idx1-ubyte``.
+    """Images in MNIST's format and files: ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``, ``t10k-`` likewise.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -236,7 +236,7 @@ class TextData:
     Shape: a batch is two windows (B, block) of character numbers in int64, the second one character further on.
 
     Raises:
-        ValueError: a block under 1, an empty text, or one whose parts are shorter than a window and the character after it.
+        ValueError: a block under 1, an empty text, or one whose parts are no longer than a window.
 
     Example:
         >>> data = TextData("to be or not to be, that is the question: " * 8, block=16)

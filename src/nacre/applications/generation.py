@@ -1,5 +1,7 @@
 """Text from a language model, one character after the other."""
 
+from typing import cast
+
 import torch
 from torch import nn
 
@@ -41,9 +43,10 @@ def generate(
         raise ValueError(f"the temperature must be positive; got {temperature}.")
     model.eval()
     device = next(model.parameters()).device
+    block = cast(int, model.block)
     tokens = vocabulary.encode(prompt)
     for _ in range(length):
-        logits = model(tokens[None, -model.block :].to(device))[0, -1].cpu()
+        logits = model(tokens[None, -block:].to(device))[0, -1].cpu()
         probabilities = (logits / temperature).softmax(dim=-1)
         tokens = torch.cat([tokens, torch.multinomial(probabilities, 1, generator=generator)])
     return vocabulary.decode(tokens)

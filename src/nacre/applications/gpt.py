@@ -61,22 +61,21 @@ class GPT(nn.Module):
         self.characters = nacre.Embedding(vocabulary_size, width)
         self.positions = nacre.Embedding(block, width)
         self.dropout = nacre.Dropout(dropout)
-        self.blocks = nn.Sequential(
-            *(nacre.TransformerBlock(width, heads, dropout=dropout, causal=True, bias=False) for _ in range(depth))
-        )
+        blocks = [nacre.TransformerBlock(width, heads, dropout=dropout, causal=True, bias=False) for _ in range(depth)]
+        self.blocks = nn.Sequential(*blocks)
         self.norm = nacre.LayerNorm(width, bias=False)
         self.head = nacre.Linear(width, vocabulary_size, bias=False)
         self.head.weight = self.characters.weight
         self.criterion = nacre.CrossEntropyLoss()
-        self._initialise(depth)
+        self._initialise(blocks)
 
-    def _initialise(self, depth: int) -> None:
+    def _initialise(self, blocks: list[nacre.TransformerBlock]) -> None:
         for parameter in self.parameters():
             if parameter.dim() >= 2:
                 nn.init.normal_(parameter, std=0.02)
-        for block in self.blocks:
+        for block in blocks:
             for adds_to_the_residual in (block.attn.out_proj, block.ff[-1]):
-                nn.init.normal_(adds_to_the_residual.weight, std=0.02 / math.sqrt(2 * depth))
+                nn.init.normal_(adds_to_the_residual.weight, std=0.02 / math.sqrt(2 * len(blocks)))
 
     def forward(self, tokens: Tensor) -> Tensor:
         length = tokens.shape[1]

@@ -33,7 +33,7 @@ class LSTMLanguageModel(nn.Module):
         torch.Size([2, 7, 30])
     """
 
-    cell: ClassVar[type[nn.RNNBase]] = nacre.LSTM
+    cell: ClassVar[type[nacre.LSTM] | type[nacre.GRU]] = nacre.LSTM
 
     def __init__(
         self, vocabulary_size: int, *, width: int = 128, depth: int = 2, block: int = 64, dropout: float = 0.1
@@ -52,7 +52,7 @@ class LSTMLanguageModel(nn.Module):
 
 
 class GRULanguageModel(LSTMLanguageModel):
-    """Predicts the next character as ``LSTMLanguageModel`` does, with GRU layers: three gates' work for the LSTM's four.
+    """Predicts the next character as ``LSTMLanguageModel`` does, with GRU layers: three gates where LSTM has four.
 
     Paper: Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder", EMNLP 2014.
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -75,9 +75,7 @@ class _TrainingBatches:
     def __iter__(self) -> Iterator[Batch]:
         step = self.first_step
         while True:
-            yield self.application.data.training_batch(
-                step, self.application.recipe.batch_size, self.application.seed
-            )
+            yield self.application.data.training_batch(step, self.application.recipe.batch_size, self.application.seed)
             step += 1
 
 
@@ -111,7 +109,8 @@ class _Lesson(LightningModule):
     def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         inputs, targets = batch[0], batch[1].flatten()
         logits = self.model(inputs).flatten(0, -2)
-        return self.model.criterion(logits, targets), (logits.argmax(dim=-1) == targets).float().mean()
+        loss = self.model.get_submodule("criterion")(logits, targets)
+        return loss, (logits.argmax(dim=-1) == targets).float().mean()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         recipe, steps = self.application.recipe, self.application.steps

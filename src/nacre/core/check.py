@@ -32,8 +32,14 @@ def same_device(name: str, **tensors: torch.Tensor | None) -> None:
 def same_dtype(name: str, **tensors: torch.Tensor | None) -> None:
     """Raises RuntimeError unless all tensors have one dtype; under autocast, which casts them, it lets them pass."""
     first = next(tensor for tensor in tensors.values() if tensor is not None)
-    if not torch.is_autocast_enabled(first.device.type):
+    if not under_autocast(first):
         _same("dtype", name, tensors)
+
+
+def under_autocast(tensor: torch.Tensor) -> bool:
+    """Whether autocast is at work on the tensor's device; never on one that has no autocast, such as ``meta``."""
+    device = tensor.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _same(attribute: str, name: str, tensors: dict[str, torch.Tensor | None]) -> None:

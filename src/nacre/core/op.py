@@ -115,7 +115,7 @@ def _record(operator: str, implementation: str, reason: str) -> None:
         recorder.append(Choice(operator, implementation, reason))
 
 
-def unserved(*tensors: torch.Tensor | None) -> str:
+def unserved(*tensors: object) -> str:
     """Why nacre's ops leave these tensors to torch; empty when they serve them.
 
     The formulas and their derivatives are those of real numbers in dense, strided tensors.
@@ -123,11 +123,13 @@ def unserved(*tensors: torch.Tensor | None) -> str:
     for tensor in tensors:
         if tensor is None:
             continue
+        if not isinstance(tensor, torch.Tensor):
+            return f"a value of type {type(tensor).__name__}"
         if tensor.is_nested:
             return "a nested tensor"
         if tensor.layout is not torch.strided:
             return f"a tensor of layout {tensor.layout}"
-        if not tensor.is_floating_point():
+        if not tensor.is_floating_point() or tensor.itemsize == 1:
             return f"a tensor of dtype {tensor.dtype}"
         if tensor.is_quantized:
             return "a quantised tensor"
@@ -292,8 +294,9 @@ class Op:
         return self._redispatch(keyset, *arguments)
 
     def _redispatch(self, keyset: Any, *arguments: Any) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
-            return self.operator.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
+        # below the recording of views too: a formula that ends in a view has a result of its own to its caller
+        with torch._C._AutoDispatchBelowADInplaceOrView():
+            return self.operator.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *arguments)
 
     def _make_function(self) -> type[torch.autograd.Function]:
         op = self

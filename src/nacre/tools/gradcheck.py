@@ -93,7 +93,8 @@ def gradcheck(
         Truncation (h^2 y''' / 6) and rounding (eps |y| / h) leave about 1e-10 of a smooth function's size; the
         tolerance is 1e-6 of the derivative, plus what rounding the output by 64 eps amounts to. Entries that do not
         agree are measured again at eight step sizes, which estimate their own error. Where the one-sided slopes
-        differ (ReLU at 0) any value between them passes, and the report counts the kink.
+        differ (ReLU at 0) any value between them passes, and the report counts the kink. The smallest step is 1.5e-8
+        of max(1, |x|): a function that bends within less than that cannot be checked.
 
     Raises:
         TypeError: something that cannot be called or copied, complex or sparse tensors.

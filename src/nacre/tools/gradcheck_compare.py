@@ -41,6 +41,11 @@ class Comparison:
     kinks: tuple[tuple[int, ...], ...] = ()
 
 
+KINK_HINT = (
+    "the function has a kink here, and the gradient is not between its one-sided slopes; where several kinks meet, "
+    "autograd's choice for each may not add up to a choice for all"
+)
+
 UNSETTLED_HINT = (
     "the finite difference does not settle as its step shrinks: the function jumps here, or rounds to a low precision "
     "inside"
@@ -205,12 +210,17 @@ def _along(
     differences: FiniteDifferences, leaf: Leaf, gradient: Tensor, direction: Tensor, output: str
 ) -> tuple[float, Verdict]:
     move = DirectionMove(leaf.tensor, direction)
-    analytic = float((gradient * direction).sum())
+    analytic = _product(gradient, direction)
     verdict, suspicious = differences.first_look(analytic, differences.slopes(move)[output])
     if suspicious:
         rungs = [rung[output] for rung in differences.ladder(move)]
         verdict = differences.closer_look(analytic, rungs, abs(analytic))
     return analytic, verdict
+
+
+def _product(gradient: Tensor, direction: Tensor) -> float:
+    # entries that are not finite do not move, whatever their gradient
+    return float(torch.where(direction == 0, 0.0, gradient * direction).sum())
 
 
 def _trace(
@@ -226,7 +236,7 @@ def _trace(
             part[start:stop] = direction.flatten()[start:stop]
             part = part.reshape(direction.shape)
             slopes = differences.slopes(DirectionMove(leaf.tensor, part))[output]
-            errors.append(abs(float((gradient * part).sum()) - slopes.central))
+            errors.append(abs(_product(gradient, part) - slopes.central))
         first, last = (first, middle) if errors[0] >= errors[1] else (middle, last)
     analytic = float(gradient.flatten()[first])
     rungs = [rung[output] for rung in differences.ladder(EntryMove(leaf.tensor, first))]
@@ -266,7 +276,10 @@ def _summarise(
         gradient is None,
         tuple((values[row], found.cpu()) for row, found in terms.items()),
     )
-    hint = likely_cause(evidence) if verdicts[worst].settled else UNSETTLED_HINT
+    if not verdicts[worst].settled:
+        hint = UNSETTLED_HINT
+    else:
+        hint = KINK_HINT if verdicts[worst].kink else likely_cause(evidence)
     return Comparison(replace(result, hint=hint), evidence, kinks)
 
 
@@ -278,10 +291,11 @@ def _result(
     if not verdicts:
         return result, None
     errors = [abs(value - verdict.expected) for value, verdict in zip(values, verdicts, strict=True)]
-    relative = [
-        error / max(abs(value), abs(verdict.expected), verdict.tolerance / rtol) if error else 0.0
-        for error, value, verdict in zip(errors, values, verdicts, strict=True)
-    ]
+    relative = []
+    for error, value, verdict in zip(errors, values, verdicts, strict=True):
+        larger = max(abs(value), abs(verdict.expected))
+        # what the tolerance allows beyond rtol is the comparison's own error
+        relative.append(error / max(larger, verdict.tolerance / rtol - larger) if error else 0.0)
     worst = max(range(len(verdicts)), key=lambda row: verdicts[row].excess(values[row]))
     result = replace(
         result,

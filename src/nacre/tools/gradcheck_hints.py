@@ -38,7 +38,7 @@ def likely_cause(evidence: Evidence) -> str:
         return "the gradient is not finite"
     if not torch.isfinite(evidence.expected).all():
         return "the function is not finite on both sides: this point is at the edge of its domain"
-    for pattern in (_missing, _steps, _constant_factor, _moved, _offset, _partly_zero, _unsummed, _low_precision):
+    for pattern in _PATTERNS:
         if cause := pattern(evidence):
             return cause
     return ""
@@ -118,6 +118,18 @@ def _offset(evidence: Evidence) -> str:
     return ""
 
 
+def _scaled(evidence: Evidence) -> str:
+    for dimension in reversed(range(evidence.expected.dim())):
+        if evidence.expected.dim() > 1 and evidence.expected.shape[dimension] > 1:
+            product = (evidence.analytic * evidence.expected).sum(dimension, keepdim=True)
+            factor = (product / evidence.expected.square().sum(dimension, keepdim=True)).nan_to_num()
+            if evidence.equal(evidence.analytic, factor * evidence.expected, max(1.0, float(factor.abs().max()))):
+                return (
+                    f"off by a factor that is the same all along dimension {dimension}: a scale forgotten or too many"
+                )
+    return ""
+
+
 def _unsummed(evidence: Evidence) -> str:
     """Each wrong value is the part of the sum that comes from one slice of the output."""
     if len(evidence.terms) < 2:
@@ -142,7 +154,7 @@ def _partly_zero(evidence: Evidence) -> str:
     wrong = (evidence.analytic - evidence.expected).abs() > evidence.tolerance
     if wrong.all() or evidence.analytic[wrong].any():
         return ""
-    return "zero at the wrong entries and right at the others: a part of the gradient is lost"
+    return "zero at the wrong entries and right at the others: a part of the gradient is lost, or stopped on purpose"
 
 
 def _low_precision(evidence: Evidence) -> str:
@@ -150,3 +162,16 @@ def _low_precision(evidence: Evidence) -> str:
     if error <= 1e-5 * evidence.expected.abs().max():
         return "the error has the size of float32 rounding: something is computed in float32"
     return ""
+
+
+_PATTERNS = (
+    _missing,
+    _steps,
+    _constant_factor,
+    _moved,
+    _offset,
+    _partly_zero,
+    _scaled,
+    _unsummed,
+    _low_precision,
+)

@@ -23,6 +23,7 @@ Nocedal, Wright, "Numerical Optimization", 2nd edition, section 8.1.
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,12 +47,20 @@ class EntryMove:
 
     def __init__(self, tensor: Tensor, position: int) -> None:
         self._tensor = tensor.data
-        self.index = tuple(int(i) for i in torch.unravel_index(torch.tensor(position), tensor.shape))
+        self.index = _index(position, tensor.shape)
         self._value = float(self._tensor[self.index])
         self.unit = 2.0 ** round(math.log2(max(1.0, abs(self._value))))
 
     def to(self, distance: float) -> None:
         self._tensor[self.index] = self._value + distance * self.unit
+
+
+def _index(position: int, shape: Sequence[int]) -> tuple[int, ...]:
+    index = []
+    for size in reversed(shape):
+        position, along = divmod(position, size)
+        index.append(along)
+    return tuple(reversed(index))
 
 
 class DirectionMove:
@@ -126,58 +135,55 @@ class FiniteDifferences:
         self.rtol = rtol
         self._subject, self._weights, self._atol = subject, weights, atol
         self._base = {name: output.detach().clone() for name, output in subject.evaluate().items()}
+        self._shapes = {name: base.shape for name, base in self._base.items()}
+        self._infinite = {name for name, base in self._base.items() if base.isinf().any()}
         self._scale = {name: largest(base) for name, base in self._base.items()}
+        self._weight_norms = {name: float(weight.norm()) for name, weight in weights.items()}
 
-    def contributions(self, move: Move, step: float = STEP) -> dict[str, tuple[Tensor, Tensor]]:
-        """One-sided slopes, right and left, of every entry of every output, weighed."""
+    def slopes(self, move: Move, step: float = STEP) -> dict[str, Slopes]:
+        """The differences of every output at one step size."""
         distance = step * move.unit
-        move.to(step)
-        right = self._changes(1 / distance)
-        move.to(-step)
-        left = self._changes(-1 / distance)
-        move.to(0.0)
-        return {name: (right[name], left[name]) for name in self._base}
-
-    def _changes(self, factor: float) -> dict[str, Tensor]:
-        # computed at once, since an output may share memory with the leaf that moves on
-        outputs = self._subject.evaluate()
-        shapes = {name: output.shape for name, output in outputs.items()}
-        if shapes != {name: base.shape for name, base in self._base.items()}:
-            raise EvaluationError("the outputs change their number or shapes as an entry moves by a small step")
-        changes = {}
-        for name, base in self._base.items():
-            moved = outputs[name].detach()
-            # an infinite entry has no difference to itself
-            changes[name] = torch.where(moved == base, 0.0, moved - base) * (self._weights[name] * factor)
-        return changes
+        found = {}
+        for name, (right, left) in self._changes(move, step).items():
+            weight, size = self._weights[name], right.abs() + left.abs()
+            moved = torch.where(size > 0, weight, 0.0)
+            sums = torch.stack([(right + left).sum(), (right - left).abs().sum(), size.sum(), moved.norm()])
+            total, gap, magnitude, weight_moved = (sums / distance).tolist()
+            noise = ROUNDING * self._scale[name] * (weight_moved + self._weight_norms[name])
+            found[name] = Slopes(distance, total / 2, (total - gap) / 2, (total + gap) / 2, magnitude, noise)
+        return found
 
     def terms(self, move: Move, output: str) -> Tensor:
         """The terms of the central difference, one for each entry of the output."""
-        right, left = self.contributions(move)[output]
-        return (right + left) / 2
+        right, left = self._changes(move, STEP)[output]
+        return (right + left) / (2 * STEP * move.unit)
 
-    def slopes(self, move: Move, step: float = STEP) -> dict[str, Slopes]:
-        """Both-sided differences of every output at one step size."""
-        distance = step * move.unit
-        found = {}
-        for name, (right, left) in self.contributions(move, step).items():
-            moved = self._weights[name][(right != 0) | (left != 0)]
-            numbers = torch.stack(
-                [
-                    (right + left).sum() / 2,
-                    torch.minimum(right, left).sum(),
-                    torch.maximum(right, left).sum(),
-                    (right.abs() + left.abs()).sum(),
-                    ROUNDING * self._scale[name] * (moved.norm() / distance + self._weights[name].norm()),
-                ]
-            )
-            found[name] = Slopes(distance, *numbers.tolist())
-        return found
+    def _changes(self, move: Move, step: float) -> dict[str, tuple[Tensor, Tensor]]:
+        """The weighed changes of every output over a step, to the right and to the left."""
+        # the first is worked out before the second move, since an output may share memory with what moves
+        move.to(step)
+        right = self._from_base()
+        move.to(-step)
+        left = self._from_base()
+        move.to(0.0)
+        return {name: (right[name], -left[name]) for name in self._base}
+
+    def _from_base(self) -> dict[str, Tensor]:
+        outputs = self._subject.evaluate()
+        if {name: output.shape for name, output in outputs.items()} != self._shapes:
+            raise EvaluationError("the outputs change their number or shapes as an entry moves by a small step")
+        changes = {}
+        for name, base in self._base.items():
+            change = outputs[name].detach() - base
+            if name in self._infinite:
+                change = torch.where(outputs[name].detach() == base, 0.0, change)
+            changes[name] = change * self._weights[name]
+        return changes
 
     def first_look(self, analytic: float, slopes: Slopes) -> tuple[Verdict, bool]:
         """The verdict of one step size, and whether the entry deserves a closer look."""
         tolerance = self._tolerance(analytic, slopes.central) + slopes.noise
-        ok = abs(analytic - slopes.central) <= tolerance
+        ok = math.isfinite(analytic) and abs(analytic - slopes.central) <= tolerance
         smooth = slopes.gap <= 1e-3 * slopes.size + 4 * slopes.noise
         return Verdict(ok, slopes.central, tolerance), not (ok and smooth)
 
@@ -189,18 +195,25 @@ class FiniteDifferences:
         """The verdict of all step sizes; ``scale`` is the largest analytic value of the tensor."""
         rungs = list(itertools.takewhile(lambda rung: math.isfinite(rung.size), rungs))
         if len(rungs) < 2:
-            return Verdict(False, math.nan, math.nan)
+            return Verdict(False, math.nan, 0.0)
+        if not math.isfinite(analytic):
+            return Verdict(False, rungs[0].central, 0.0)
         bottom, above = rungs[:2]
         slack = self._tolerance(bottom.low, bottom.high) + bottom.noise
         steady = _is_steady(rungs)
         kink = steady and bottom.gap > max(2 * slack, 0.5 * above.gap)
+        nearest = min(max(analytic, bottom.low), bottom.high)
         if steady and self._is_between(analytic, rungs):
-            return Verdict(True, min(max(analytic, bottom.low), bottom.high), slack, kink)
-        value, error = best_rung(rungs)
-        if 10 * error <= max(UNSETTLED * max(abs(analytic), abs(value), scale), self._atol):
+            return Verdict(True, nearest, slack, kink)
+        if kink:
+            return Verdict(False, nearest, slack, kink)
+        best, error = best_rung(rungs)
+        value, resolution = best.central, UNSETTLED * max(abs(best.central), scale)
+        straight = best.gap <= max(0.25 * best.size, resolution, self._atol) + 10 * error
+        if straight and 10 * error <= max(resolution, self._atol):
             tolerance = self._tolerance(analytic, value) + 10 * error
-            return Verdict(abs(analytic - value) <= tolerance, value, tolerance, kink)
-        # a jump near by spoils the large steps; the two smallest may lie on this side of it
+            return Verdict(abs(analytic - value) <= tolerance, value, tolerance)
+        # a jump or a kink near by spoils the large steps; the two smallest may lie on this side of it
         settled = abs(bottom.central - above.central) <= slack
         ok = settled and abs(analytic - bottom.central) <= slack
         return Verdict(ok, bottom.central if settled else math.nan, slack, settled=settled)
@@ -228,15 +241,18 @@ def _is_steady(rungs: list[Slopes]) -> bool:
     )
 
 
-def best_rung(rungs: list[Slopes]) -> tuple[float, float]:
-    """The central difference whose estimated error is least, and that error.
+def best_rung(rungs: list[Slopes]) -> tuple[Slopes, float]:
+    """The differences whose estimated error is least, and that error.
 
-    Where rounding rules, ``step * (change from rung to rung)`` is the same everywhere: its largest value over the small
-    steps is the rounding of v . y. Where truncation rules, the next rung is 64 times further off than this one; half
-    of that factor is taken, for what higher orders add.
+    Where rounding rules, ``step * (change to the next rung)`` is the same everywhere: its largest value over the small
+    steps is the rounding of v . y. Where truncation rules, the change grows 64 times from rung to rung, and the next
+    rung is 64 times further off than this one; half of that factor is taken, for what higher orders add.
     """
     changes = [abs(upper.central - lower.central) for lower, upper in itertools.pairwise(rungs)]
-    rounding = max(rung.step * change for rung, change in zip(rungs[:4], changes, strict=False))
+    rounding = 0.0
+    for rung, change, following in zip(rungs[:4], changes, [*changes[1:], 0.0], strict=False):
+        if following < 8 * change:
+            rounding = max(rounding, rung.step * change)
     errors = [rounding / rung.step + change / 32 for rung, change in zip(rungs, changes, strict=False)]
     best = min(range(len(errors)), key=errors.__getitem__)
-    return rungs[best].central, errors[best]
+    return rungs[best], errors[best]

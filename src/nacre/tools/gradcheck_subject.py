@@ -62,7 +62,8 @@ class RandomState:
         self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
         self._python = random.getstate()
         self._numpy: Any = sys.modules.get("numpy.random")
-        self._numpy_state = self._numpy.get_state() if self._numpy else None
+        self._numpy_state: Any = self._numpy.get_state() if self._numpy else None
+        self._numpy_moves = True
         self._generators = [(generator, generator.get_state()) for generator in generators]
 
     def restore(self) -> None:
@@ -70,10 +71,16 @@ class RandomState:
         if self._cuda is not None:
             torch.cuda.set_rng_state_all(self._cuda)
         random.setstate(self._python)
-        if self._numpy:
+        if self._numpy and self._numpy_moves:
             self._numpy.set_state(self._numpy_state)
         for generator, state in self._generators:
             generator.set_state(state)
+
+    def notice(self) -> None:
+        """Leaves numpy's generator alone from now on if it has not moved: setting it takes longer than a layer."""
+        if self._numpy:
+            before, now = self._numpy_state, self._numpy.get_state()
+            self._numpy_moves = now[2:] != before[2:] or bytes(now[1]) != bytes(before[1])
 
 
 class Subject:
@@ -133,6 +140,7 @@ class Subject:
         parameters = [] if self.module is None else list(self.module.named_parameters())
         before = [parameter.detach().clone() for _, parameter in parameters]
         self.evaluate()
+        self.random_state.notice()
         unknown = [
             name
             for (name, parameter), values in zip(parameters, before, strict=True)

@@ -110,7 +110,7 @@ CASES = (
     Case("evaluation", {**SMALL, "dropout": 0.5}, (TOKENS, *SELF), training=False),
     Case("dropout", {**SMALL, "dropout": 0.5}, (TOKENS, *SELF), random=True),
     Case("dropout without weights", {**SMALL, "dropout": 0.25}, (TOKENS, *SELF), NO_WEIGHTS, random=True),
-    Case("dropout of all", {**SMALL, "dropout": 1.0}, (TOKENS, *SELF)),
+    Case("dropout of all", {**SMALL, "dropout": 1.0}, (TOKENS, *SELF), random=True),
     Case(
         "small",
         {"embed_dim": 64, "num_heads": 4, "batch_first": True},

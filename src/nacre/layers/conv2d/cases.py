@@ -5,7 +5,7 @@ from typing import Any
 from nacre.core.spec import Case, Normal
 
 
-def _channels(in_channels: int, out_channels: int, kernel_size: int | tuple[int, int], **options: Any) -> dict[str, Any]:
+def _channels(in_channels: int, out_channels: int, kernel_size: int | tuple[int, int], **options: Any) -> Any:
     return {"in_channels": in_channels, "out_channels": out_channels, "kernel_size": kernel_size, **options}
 
 
@@ -39,7 +39,7 @@ CASES = (
     Case("strided", _channels(2, 2, 2), (Normal((2, 2, 3, 3), layout="strided"),)),
     Case("frozen input", _channels(2, 3, 3, padding=1), (Normal((2, 2, 3, 3), gradient=False),)),
     Case("digits", _channels(16, 32, 3, padding=1), (Normal((64, 16, 8, 8)),), bench=True),
-    Case("first of a ResNet", _channels(3, 64, 7, stride=2, padding=3, bias=False), (Normal((8, 3, 224, 224)),), bench=True),
+    Case("stem of a ResNet", _channels(3, 64, 7, stride=2, padding=3), (Normal((8, 3, 224, 224)),), bench=True),
     Case("of a ResNet", _channels(64, 64, 3, padding=1, bias=False), (Normal((16, 64, 56, 56)),), bench=True),
     Case("wide", _channels(256, 256, 3, padding=1, bias=False), (Normal((16, 256, 14, 14)),), bench=True),
     Case("pointwise", _channels(256, 64, 1, bias=False), (Normal((16, 256, 56, 56)),), bench=True),

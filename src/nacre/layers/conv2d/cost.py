@@ -81,7 +81,7 @@ def cost(
     products = in_channels // groups * kernel_height * kernel_width
     weights = out_channels * products
     parameters = weights + out_channels * bias
-    repeats = padding_mode != "zeros"
+    repeats = 0 if padding_mode == "zeros" else 1
     kept_twice = input_gradient * (padding_mode in ("reflect", "replicate"))
     recorded = 1 - (1 - input_gradient) * (1 - weight_gradient) * (1 - bias_gradient)
     return Cost(
@@ -92,10 +92,6 @@ def cost(
         backward_elementwise_flops=results * bias_gradient + (padded_values - values) * repeats * input_gradient,
         bytes=itemsize * (values + results + parameters),
         backward_bytes=itemsize
-        * (
-            results * recorded
-            + (weights + values) * (input_gradient + weight_gradient)
-            + out_channels * bias_gradient
-        ),
+        * (results * recorded + (weights + values) * (input_gradient + weight_gradient) + out_channels * bias_gradient),
         saved_bytes=itemsize * (values * (1 - repeats + kept_twice) + padded_values * repeats) * recorded,
     )

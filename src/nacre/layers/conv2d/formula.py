@@ -17,9 +17,9 @@ Backward, with g = dL/dy. Tap i of output row p reads row p s + i d of x, hence
 
 The gradient of the weight is a correlation of x with g in which stride and dilation change places and samples play
 the part of channels. That of the input is the full correlation of g, its rows spread s apart with zeros between them,
-with the flipped kernel, input and output channels exchanged. Products with those zeros can be left out: row
-a = s m + r meets only the taps whose reach i d leaves the remainder r when divided by s. So each remainder becomes an
-output channel of a correlation with stride 1, whose rows are then woven together.
+with the flipped kernel, input and output channels exchanged. Products with those zeros are left out: row a = s m + r
+meets only the taps whose reach i d has the remainder r when divided by s. So each remainder becomes an output channel
+of a correlation with stride 1, whose rows are then woven together.
 
 Groups are an axis of their own, over which nothing is summed. Letters of the shapes: N samples, G groups, C input and
 O output channels of one group, H x W input, P x Q output, I x J kernel.
@@ -35,8 +35,8 @@ def correlate(x: Tensor, w: Tensor, stride: list[int], dilation: list[int]) -> T
     for axis in (0, 1):
         x = x.unfold(3 + axis, (w.shape[3 + axis] - 1) * dilation[axis] + 1, stride[axis])
     windows = x[..., :: dilation[0], :: dilation[1]]
-    # einsum copies the windows with the summed axes innermost where they are its first operand, outermost where they
-    # are its second; a copy along the longer rows is several times faster
+    # einsum copies its first operand with the summed axes innermost, its second with those that stay: the copy of the
+    # windows is several times faster along the longer ones
     if windows.shape[4] < windows.shape[6]:
         return torch.einsum("ngcpqij,gocij->ngopq", windows, w)
     return torch.einsum("gocij,ngcpqij->ngopq", w, windows)
@@ -48,7 +48,7 @@ def forward(
     y = correlate(pad(_split(input, 1, groups), padding), _split(weight, 0, groups), stride, dilation).flatten(1, 2)
     if bias is not None:
         y = y + bias[:, None, None]
-    return _lay_out(y, input, weight), (input, weight, stride, padding, dilation, groups)
+    return lay_out(y, input, weight), (input, weight, stride, padding, dilation, groups)
 
 
 def backward(grad: Tensor, saved: tuple, needs: list[bool]) -> tuple[Tensor | None, ...]:
@@ -56,17 +56,15 @@ def backward(grad: Tensor, saved: tuple, needs: list[bool]) -> tuple[Tensor | No
     g = _split(grad, 1, groups)
     grad_input = grad_weight = grad_bias = None
     if needs[0]:
-        w = _split(weight, 0, groups)
-        x = _input_gradient(g, w, input.shape[2:], stride, padding[2::-2], dilation)
-        grad_input = _lay_out(x.flatten(1, 2), input, weight)
+        x = _input_gradient(g, _split(weight, 0, groups), input.shape[2:], stride, padding[2::-2], dilation)
+        grad_input = lay_out(x.flatten(1, 2), input, weight)
     if needs[1]:
         # the last rows and columns of the input may lie beyond every window
-        rows, columns = (
-            (g.shape[3 + axis] - 1) * stride[axis] + (weight.shape[2 + axis] - 1) * dilation[axis] + 1 for axis in (0, 1)
-        )
+        sizes = zip(g.shape[3:], stride, weight.shape[2:], dilation, strict=True)
+        rows, columns = ((p - 1) * s + (i - 1) * d + 1 for p, s, i, d in sizes)
         x = pad(_split(input, 1, groups), padding)[..., :rows, :columns].permute(2, 1, 0, 3, 4)
         w = correlate(x, g.permute(1, 2, 0, 3, 4), dilation, stride).permute(1, 2, 0, 3, 4)
-        grad_weight = _lay_out(w.flatten(0, 1), input, weight)
+        grad_weight = lay_out(w.flatten(0, 1), input, weight)
     if needs[2]:
         grad_bias = g.sum((0, 3, 4)).flatten().to(grad.dtype)
     return grad_input, grad_weight, grad_bias
@@ -102,7 +100,7 @@ def _split(tensor: Tensor, axis: int, groups: int) -> Tensor:
     return tensor.unflatten(axis, (groups, tensor.shape[axis] // groups))
 
 
-def _lay_out(tensor: Tensor, input: Tensor, weight: Tensor) -> Tensor:
+def lay_out(tensor: Tensor, input: Tensor, weight: Tensor) -> Tensor:
     """Gives a result the dtype of the input and, as torch does, the memory format of the input or of the weight."""
     channels_last = input.shape[0] > 0 and (_is_channels_last(input) or _is_channels_last(weight))
     if channels_last:
@@ -115,7 +113,7 @@ def _is_channels_last(tensor: Tensor) -> bool:
     least = 0
     for axis in (1, 3, 2, 0):
         size, stride = tensor.shape[axis], tensor.stride(axis)
-        # torch's rule where sizes of 1 leave both readings open
+        # torch's rule, also where sizes of 1 leave both readings open
         if size == 0 or stride == 0 or stride < least or (axis == 0 and least == tensor.stride(1)):
             return False
         least = stride * size

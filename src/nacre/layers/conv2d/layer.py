@@ -11,6 +11,32 @@ from nacre.core.op import Op, torch_instead, unserved
 from nacre.layers.conv2d import formula
 from nacre.layers.conv2d.cost import outputs
 
+
+def _fake(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """The output's shape and strides alone: the formula's windows would bind a traced graph to one size of image."""
+    left, right, top, bottom = padding
+    rows = outputs(input.shape[2] + top + bottom, weight.shape[2], stride[0], dilation[0])
+    columns = outputs(input.shape[3] + left + right, weight.shape[3], stride[1], dilation[1])
+    return formula.lay_out(input.new_empty(input.shape[0], weight.shape[0], rows, columns), input, weight)
+
+
+def _fake_backward(grad: Tensor, input: Tensor, weight: Tensor, *numbers: Any) -> tuple[Tensor | None, ...]:
+    needs = numbers[-1]
+    return (
+        formula.lay_out(input, input, weight) if needs[0] else None,
+        formula.lay_out(weight, input, weight) if needs[1] else None,
+        grad.new_empty(weight.shape[0]) if needs[2] else None,
+    )
+
+
 _op = Op(
     "conv2d(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation,"
     " SymInt groups) -> Tensor output",
@@ -19,6 +45,8 @@ _op = Op(
     saved=("input", "weight", "stride", "padding", "dilation", "groups"),
     gradients=("input", "weight", "bias"),
     autocast={"cpu": "lower", "cuda": "lower", "xpu": "lower", "mps": "lower"},
+    fake=_fake,
+    fake_backward=_fake_backward,
 )
 
 
@@ -77,11 +105,10 @@ class Conv2d(torch.nn.Conv2d):
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        padding = self.padding
-        if self.padding_mode != "zeros":
-            input = torch.nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = 0
-        return conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+        if self.padding_mode == "zeros":
+            return conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        padded = torch.nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+        return conv2d(padded, weight, bias, self.stride, 0, self.dilation, self.groups)
 
     def output_size(self, h: int, w: int) -> tuple[int, int]:
         """Rows and columns of the output for an input of ``h`` rows and ``w`` columns.

@@ -117,7 +117,11 @@ LINEAR_CASES = (
     _loss("one feature", _linear(1, 3), Normal((4, 1)), Integers((4,), 3)),
     _loss("one class", _linear(3, 1), Normal((4, 3)), Integers((4,), 1)),
     _loss("places", _linear(3, 4, out_features=(2,), bias=True), Normal((2, 3)), Integers((2, 2), 4)),
-    _loss("two places, none", _linear(2, 3, out_features=(2, 2), reduction="none"), Normal((2, 2)), Integers((2, 2, 2), 3)),
+    _loss(
+        "two dimensions of places, none",
+        _linear(2, 3, out_features=(2, 2), reduction="none"),
+        *(Normal((2, 2)), Integers((2, 2, 2), 3)),
+    ),
     _loss("weights", _linear(3, 5, weight=WEIGHT, bias=True), Normal((4, 3)), Integers((4,), 5)),
     _loss("smoothing", _linear(3, 4, label_smoothing=0.1), Normal((5, 3)), Integers((5,), 4)),
     _loss("ignored", _linear(3, 4), Normal((5, 3)), SomeIgnored((5,), 4)),

@@ -21,7 +21,7 @@ def sizes(layer: torch.nn.CrossEntropyLoss, input: torch.Tensor, target: torch.T
     }
 
 
-def linear_sizes(layer: torch.nn.Module, input: torch.Tensor, target: torch.Tensor) -> dict[str, Any]:
+def linear_sizes(layer: Any, input: torch.Tensor, target: torch.Tensor) -> dict[str, Any]:
     """N rows of D features, C classes at each of some places, from a call of the loss."""
     linear = layer.linear
     return {
@@ -66,10 +66,10 @@ def cost(
 ) -> Cost:
     """The exact bill.
 
-    Forward, a logit: comparison for m, subtraction, exponential, sum (4). Class indices, a token: log, two subtractions,
-    sign and share (4), its class weight (1), and smoothed: log p, sum, class weight (3 + 1 a logit), share and sum
-    (2 a token). Probabilities, a logit: log p, product, sum (4), class weight (1), smoothed target (2); a token: log and
-    sign (2). The sum over the tokens is one each.
+    Forward, a logit: comparison for m, subtraction, exponential, sum (4). Class indices, a token: log, two
+    subtractions, sign and share (4), its class weight (1), and smoothed: log p, sum, class weight (3 + 1 a logit),
+    share and sum (2 a token). Probabilities, a logit: log p, product, sum (4), class weight (1), smoothed target (2);
+    a token: log and sign (2). The sum over the tokens is one each.
     Backward, a logit: log p (2); for the input the exponential, the sum of the target, product, subtraction and factor
     g (5), class weight (1), smoothed target (1, of probabilities 2); for probabilities themselves g log p (1) and class
     weight (1).
@@ -146,8 +146,7 @@ def linear_cost(
         flops=product,
         backward_flops=product * (recorded + input_gradient + linear_weight_gradient),
         elementwise_flops=loss.elementwise_flops + logits * bias,
-        backward_elementwise_flops=loss.backward_elementwise_flops
-        + logits * (bias * recorded + linear_bias_gradient),
+        backward_elementwise_flops=loss.backward_elementwise_flops + logits * (bias * recorded + linear_bias_gradient),
         bytes=loss.bytes + read + itemsize * parameters,
         backward_bytes=loss.backward_bytes
         + (read + itemsize * parameters) * recorded

@@ -1,11 +1,11 @@
 """Cross entropy: the losses of tokens.py, summed or averaged.
 
-The mean divides the sum of the losses by D: the sum of the weights w_y of the tokens which are not ignored or, where the
-target gives probabilities, the number of tokens. Backward, a token's loss has the gradient
+The mean divides the sum of the losses by D: the sum of the weights w_y of the tokens which are not ignored or, where
+the target gives probabilities, the number of tokens. A change of one token's loss thus changes the result L by
 
-    g = dL/dL * 1 / D for the mean, dL/dL for the sum, and its own for no reduction; 0 where the token is ignored
+    dL/dloss = 1 / D for the mean, 1 for the sum, and 0 where the token is ignored
 
-and the rest follows token by token.
+and backward, the gradient of L times this is the token's g, from which tokens.py goes on.
 """
 
 import functools
@@ -59,4 +59,4 @@ def divisor(target: Target) -> Tensor | int:
         return target.classes.numel() // target.classes.shape[tokens.class_dim(target.classes)]
     if target.weight is None:
         return (~target.ignored).sum()
-    return torch.where(target.ignored, 0, target.weight[target.index]).sum()
+    return torch.where(target.ignored, 0, target.weight[target.valid_classes]).sum()

@@ -118,9 +118,7 @@ def cross_entropy(
             reduction=reduction,
             label_smoothing=label_smoothing,
         )
-    target = targets.validated(
-        "cross_entropy", input.shape, input, target, weight, ignore_index, label_smoothing
-    )
+    target = targets.validated("cross_entropy", input.shape, input, target, weight, ignore_index, label_smoothing)
     return _op(input, target, weight, reduction, ignore_index, max(label_smoothing, 0.0))
 
 

@@ -171,9 +171,7 @@ def linear_cross_entropy(
         )
     check.same_dtype("linear_cross_entropy", input=input, linear_weight=linear_weight, linear_bias=linear_bias)
     check.same_device("linear_cross_entropy", input=input, linear_weight=linear_weight, linear_bias=linear_bias)
-    target = targets.validated(
-        "linear_cross_entropy", logits, input, target, weight, ignore_index, label_smoothing
-    )
+    target = targets.validated("linear_cross_entropy", logits, input, target, weight, ignore_index, label_smoothing)
     rows, classes = (input, target) if batched else (input.unsqueeze(0), target.unsqueeze(0))
     chunk = chosen_chunk(options, rows, linear_weight)
     smoothing = max(label_smoothing, 0.0)

@@ -86,7 +86,7 @@ def _class_indices(logits: tuple[int, ...], target: Tensor, label_smoothing: flo
     if target.dtype is torch.uint8 and len(logits) <= 2:
         return target.long()
     if target.dtype is not torch.int64:
-        rule = "expected target dtype to be Long or Byte for class indices (Long where there are more than 2 dimensions)"
+        rule = "expected target dtype to be Long or Byte for class indices, Long for logits of 3 or more dimensions"
         raise check.error(RuntimeError, rule, f"a target of dtype {target.dtype}", "Convert it with .long().")
     return target
 

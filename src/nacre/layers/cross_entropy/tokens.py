@@ -1,4 +1,4 @@
-"""Cross entropy of one token: how much its target surprises the distribution that its logits give to C classes, in nats.
+"""Cross entropy of one token: how much the target surprises the distribution that logits give to C classes, in nats.
 
 Forward, for logits x, a class index y or probabilities q, class weights w and label smoothing s:
 
@@ -42,7 +42,7 @@ class Target(NamedTuple):
         return self.classes == self.ignore_index
 
     @property
-    def index(self) -> Tensor:
+    def valid_classes(self) -> Tensor:
         return self.classes.masked_fill(self.ignored, 0)
 
     def distribution(self, x: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ class Target(NamedTuple):
         if self.gives_probabilities:
             q = self.classes.to(x.dtype)
         else:
-            q = torch.zeros_like(x).scatter(dim, self.index.unsqueeze(dim), 1.0)
+            q = torch.zeros_like(x).scatter(dim, self.valid_classes.unsqueeze(dim), 1.0)
         return (1 - s) * q + s / x.shape[dim] if s > 0 else q
 
     def weigh(self, values: Tensor) -> Tensor:
@@ -76,8 +76,8 @@ def losses(x: Tensor, maximum: Tensor, log_sum: Tensor, target: Target) -> Tenso
     if target.gives_probabilities:
         return -(target.weigh(target.distribution(x)) * (x - maximum - log_sum)).sum(dim)
     # one logit a token: the others may be -inf, and 0 times it is not 0
-    log_p = (x.gather(dim, target.index.unsqueeze(dim)) - maximum - log_sum).squeeze(dim)
-    loss = -(1 - s) * (log_p if target.weight is None else log_p * target.weight[target.index])
+    log_p = (x.gather(dim, target.valid_classes.unsqueeze(dim)) - maximum - log_sum).squeeze(dim)
+    loss = -(1 - s) * (log_p if target.weight is None else log_p * target.weight[target.valid_classes])
     if s > 0:
         loss = loss - target.weigh(x - maximum - log_sum).sum(dim) * (s / x.shape[dim])
     return loss.masked_fill(target.ignored, 0)
@@ -95,7 +95,7 @@ def gradients(
         grad_input = g * (log_p.exp() * wt.sum(dim, keepdim=True) - wt)
     if needs[1]:
         grad_classes = -g * (1 - target.label_smoothing) * target.weigh(log_p)
-    if needs[2]:
+    if needs[2] and target.weight is not None:
         per_class = by_class(target.weight, x)
         grad_weight = -(g * target.distribution(x) * log_p).sum_to_size(per_class.shape).flatten()
     return grad_input, grad_classes, grad_weight

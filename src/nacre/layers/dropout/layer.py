@@ -1,6 +1,7 @@
 """The Dropout layer and its functional form."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,12 +11,20 @@ from nacre.core.op import Op, torch_instead, unserved
 from nacre.core.random import new_seed
 from nacre.layers.dropout import formula
 
+
+def _fake(tensor: Tensor, seed: Tensor, p: float, needs: Sequence[bool] = ()) -> Tensor:
+    """Shape and strides of the result, with any mask: to trace the generator's rounds would take long."""
+    return tensor * tensor.new_empty(tensor.shape, dtype=torch.bool)
+
+
 _op = Op(
     "dropout(Tensor input, Tensor seed, float p) -> Tensor output",
     forward=formula.forward,
     backward=formula.backward,
     saved=("seed", "p"),
     gradients=("input",),
+    fake=_fake,
+    fake_backward=_fake,
 )
 
 

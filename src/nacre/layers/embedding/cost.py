@@ -44,8 +44,8 @@ def cost(
     Backward, dense: one addition for each of N D values; with a padding index one comparison a token; scaled by
     frequency, one addition a token for the counts and a division for each of the V D sums. Sparse: nothing is added.
     Traffic: the indices, one row read and one written for each token, not the whole table; a largest norm writes the
-    rows once more. Backward reads the indices and g and writes the V D gradient, or the N indices, as int64, and rows of
-    a sparse one.
+    rows once more. Backward reads the indices and g and writes the V D values of the gradient, or, of a sparse one,
+    N indices, as int64, and N rows.
     Kept: the indices.
     """
     values, table = tokens * embedding_dim, num_embeddings * embedding_dim

@@ -51,6 +51,9 @@ def _sum_by_token(tokens: Tensor, rows: Tensor, num_embeddings: int) -> Tensor:
 
 
 def _pairs(tokens: Tensor, g: Tensor, num_embeddings: int, padding_idx: int) -> Tensor:
-    kept = tokens != padding_idx
+    if padding_idx >= 0:
+        kept = tokens != padding_idx
+        tokens, g = tokens[kept], g[kept]
     size = (num_embeddings, g.shape[-1])
-    return torch.sparse_coo_tensor(tokens[kept].long().unsqueeze(0), g[kept], size, check_invariants=False)
+    # copied, since the result of an operator shares no memory with its arguments
+    return torch.sparse_coo_tensor(tokens.long().unsqueeze(0), g, size, check_invariants=False).clone()

@@ -69,8 +69,8 @@ class Embedding(torch.nn.Embedding):
         AssertionError: ``padding_idx`` is not a row of the table.
 
     Cost:
-        V D parameters, no FLOPs, N rows read and written for N tokens; backward a dense gradient of V D values, or N rows
-        with ``sparse=True``; N indices kept for the backward.
+        V D parameters, no FLOPs, N rows read and written for N tokens; backward a dense gradient of V D values, or N
+        rows with ``sparse=True``; N indices kept for the backward.
 
     Paper:
         Bengio, Ducharme, Vincent, Jauvin, "A Neural Probabilistic Language Model", JMLR 3, 2003.
@@ -84,7 +84,8 @@ class Embedding(torch.nn.Embedding):
                 [2., 3.]])
         >>> layer(torch.tensor([0, 2]))
         Traceback (most recent call last):
-        IndexError: a table of 2 rows has indices from 0 to 1; got index 2 at position 1. Did you mean Embedding(3, 2)?
+        IndexError: index out of range in self, a table of 2 rows with indices from 0 to 1; got index 2 at position 1.
+        Did you mean Embedding(3, 2)?
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -156,15 +157,14 @@ def _unusual(input: Any, weight: Any, padding_idx: Any, scaled_and_sparse: bool)
 def _shorten_rows(weight: Tensor, indices: Tensor, max_norm: float, norm_type: float) -> None:
     """Scales the rows which are looked up and longer than ``max_norm`` to that norm, in place."""
     with torch.no_grad():
-        tokens = indices.reshape(-1)
-        rows = _op(weight, tokens, weight.shape[0], -1, False, False)
+        rows = _op(weight, indices, weight.shape[0], -1, False, False)
         norms = torch.linalg.vector_norm(rows, norm_type, -1, keepdim=True).double()
         # torch adds the same small number to the norm
         factors = torch.full_like(norms, max_norm) / (norms + 1e-7)
         factors = factors.to(torch.promote_types(rows.dtype, torch.float32))
         shortened = torch.where(norms > max_norm, rows * factors, rows).to(rows.dtype)
         # a row that is looked up twice is written twice with the same values
-        weight.index_put_((tokens,), shortened)
+        weight.index_put_((indices,), shortened)
 
 
 def _validate(input: Tensor, weight: Tensor, padding_idx: int | None) -> None:
@@ -172,9 +172,9 @@ def _validate(input: Tensor, weight: Tensor, padding_idx: int | None) -> None:
         swapped = input.is_floating_point() and weight.dtype in _INDICES
         raise check.error(
             RuntimeError,
-            "embedding looks up indices of dtype int64 or int32",
+            "Expected tensor for argument 'indices' of embedding to have scalar type Long (int64) or Int (int32)",
             f"indices of dtype {input.dtype}",
-            "Did you mean embedding(weight, input)? The indices come first." if swapped else "Did you mean input.long()?",
+            "Did you mean embedding(weight, input)?" if swapped else "Did you mean input.long()?",
         )
     if weight.dim() != 2:
         raise check.error(
@@ -207,7 +207,7 @@ def _out_of_range(weight: Tensor, indices: Tensor) -> Exception:
     meant = f"Did you mean Embedding({int(indices.max()) + 1}, {features})?"
     return check.error(
         IndexError,
-        f"a table of {rows} rows has indices from 0 to {rows - 1}",
+        f"index out of range in self, a table of {rows} rows with indices from 0 to {rows - 1}",
         f"index {index}{where}",
         "Indices do not count from the end." if index < 0 else meant,
     )

@@ -56,10 +56,6 @@ def cost(
         backward_elementwise_flops=outputs * bias_gradient,
         bytes=itemsize * (inputs + outputs + parameters),
         backward_bytes=itemsize
-        * (
-            outputs * recorded
-            + (weights + inputs) * (input_gradient + weight_gradient)
-            + out_features * bias_gradient
-        ),
+        * (outputs * recorded + (weights + inputs) * (input_gradient + weight_gradient) + out_features * bias_gradient),
         saved_bytes=itemsize * inputs * recorded,
     )

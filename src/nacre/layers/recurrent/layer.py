@@ -62,7 +62,7 @@ _lstm = Op(
     ),  # fmt: skip
     gradients=("input", "h0", "c0", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"),
     outputs=3,
-    autocast={"cpu": "lower", "cuda": "lower"},
+    autocast={"cpu": "lower", "cuda": "lower", "xpu": "lower", "mps": "lower"},
     autocast_keeps=("h0", "c0"),
     fake=_fake_lstm,
     fake_backward=_fake_lstm_backward,
@@ -79,7 +79,7 @@ _gru = Op(
     ),  # fmt: skip
     gradients=("input", "h0", "weight_ih", "weight_hh", "bias_ih", "bias_hh"),
     outputs=2,
-    autocast={"cpu": "lower", "cuda": "lower"},
+    autocast={"cpu": "lower", "cuda": "lower", "xpu": "lower", "mps": "lower"},
     autocast_keeps=("h0",),
     fake=_fake_gru,
     fake_backward=_fake_gru_backward,

@@ -47,15 +47,18 @@ def forward(layer: torch.nn.RNNBase, op: Op, input: Tensor | PackedSequence, hx:
 def _forward_packed(layer: torch.nn.RNNBase, op: Op, input: PackedSequence, hx: Any) -> tuple[PackedSequence, Any]:
     data, batch_sizes, sorted_indices, unsorted_indices = input
     if hx is None:
-        hx = _zero_states(layer, data, int(batch_sizes[0]))
+        hx = _zero_states(layer, data, batch_sizes[0].item())
     else:
         # the caller's states are in the order of the sequences as they were before packing sorted them
         hx = layer.permute_hidden(hx, sorted_indices)
     if layer.mode == "LSTM":
-        # the dtypes are one, or RuntimeError; check_forward_args has ValueError for it, as torch.nn.GRU does
+        # the dtypes are one, or RuntimeError; check_input has ValueError for it, as torch.nn.GRU does
         check.same_dtype("lstm", weight_ih_l0=layer._flat_weights[0], input=data)
-    layer.check_forward_args(data, hx, batch_sizes)
-    _check_batch_sizes(data, batch_sizes)
+    if torch.compiler.is_compiling():
+        layer.check_input(data, batch_sizes)  # batch_sizes are data, which a trace does not know
+    else:
+        layer.check_forward_args(data, hx, batch_sizes)
+        _check_batch_sizes(data, batch_sizes)
     output, states = _run(layer, op, data, batch_sizes, _states(hx))
     packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
     return packed, layer.permute_hidden(_in_form(layer, states), unsorted_indices)
@@ -150,16 +153,22 @@ def _as_autocast_holds(
     lower the products alone: a state keeps its dtype, unless it is itself a product, the projected one.
     """
     device = values.device.type
-    if not torch.is_autocast_enabled(device):
+    if not check.under_autocast(values):
         return states
     dtype = torch.get_autocast_dtype(device)
-    one_dnn = layer.mode == "LSTM" and batch_sizes is None and layer.proj_size == 0 and values.numel() > 0
-    fused = torch.backends.mkldnn.enabled and one_dnn if device == "cpu" else torch.backends.cudnn.enabled
+    fused = _is_one_dnns(layer, values, batch_sizes) if device == "cpu" else torch.backends.cudnn.enabled
     lowered = [fused or layer.proj_size > 0, fused]
     return [
         state.to(dtype) if lower and state.dtype is not torch.float64 else state
         for state, lower in zip(states, lowered, strict=False)
     ]
+
+
+def _is_one_dnns(layer: torch.nn.RNNBase, values: Tensor, batch_sizes: Tensor | None) -> bool:
+    """Whether torch runs the layer in oneDNN: an LSTM without projection, on sequences of one length."""
+    enabled = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    one_length = batch_sizes is None or bool(batch_sizes[0] == batch_sizes[-1])
+    return enabled and one_length and layer.mode == "LSTM" and layer.proj_size == 0 and values.numel() > 0
 
 
 # ---- what a good call is
@@ -177,8 +186,6 @@ def _check_dimensions(layer: torch.nn.RNNBase, states: list[Tensor], batched: bo
 
 
 def _check_batch_sizes(data: Tensor, batch_sizes: Tensor) -> None:
-    if torch.compiler.is_compiling():
-        return
     sizes = batch_sizes.tolist()
     whole = batch_sizes.dtype is torch.int64 and batch_sizes.dim() == 1 and min(sizes) >= 0
     if not whole or sizes != sorted(sizes, reverse=True) or sum(sizes) != data.shape[0]:
@@ -207,9 +214,13 @@ def _check_weights(layer: torch.nn.RNNBase) -> None:
 
 
 def _check_dtypes(layer: torch.nn.RNNBase, op: Op, values: Tensor, states: list[Tensor]) -> None:
-    tensors = {"input": values, **_named(states), **dict(zip(layer._flat_weights_names, layer._flat_weights, strict=True))}
-    check.same_dtype(op.name, **tensors)
-    doubles = {name: tensor.dtype is torch.float64 for name, tensor in tensors.items()}
-    if len(set(doubles.values())) > 1:
-        names = ", ".join(name for name, double in doubles.items() if double)
-        raise check.error(RuntimeError, "autocast leaves float64 as it is, so all tensors are float64 or none is", names)
+    tensors = {**_named(states), **dict(zip(layer._flat_weights_names, layer._flat_weights, strict=True))}
+    for name, tensor in tensors.items():
+        if tensor.dtype is not values.dtype:
+            check.same_dtype(op.name, input=values, **{name: tensor})
+            if torch.float64 in (values.dtype, tensor.dtype):
+                raise check.error(
+                    RuntimeError,
+                    f"{op.name} takes all tensors in float64 or none, since autocast leaves float64 as it is",
+                    f"input of dtype {values.dtype}, {name} of dtype {tensor.dtype}",
+                )

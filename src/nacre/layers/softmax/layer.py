@@ -109,9 +109,7 @@ class LogSoftmax(torch.nn.LogSoftmax):
         return log_softmax(input, self.dim, _stacklevel=5)
 
 
-def softmax(
-    input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
-) -> Tensor:
+def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
     """Probabilities in proportion to the exponential of each value; see :class:`nacre.Softmax`.
 
     Args:
@@ -162,7 +160,8 @@ def log_softmax(
 def softmax_jacobian(input: Tensor, dim: int = -1) -> Tensor:
     r"""The derivative of each probability that softmax gives with respect to each value it was given.
 
-    .. math:: J_{ij} = \frac{\partial s_i}{\partial x_j} = s_i (\delta_{ij} - s_j), \qquad J = \mathrm{diag}(s) - s s^\top
+    .. math:: J_{ij} = \frac{\partial s_i}{\partial x_j} = s_i (\delta_{ij} - s_j),
+        \qquad J = \mathrm{diag}(s) - s s^\top
 
     Args:
         input: values of any shape, as given to softmax.
@@ -220,8 +219,7 @@ def _no_dimension(name: str, input: Tensor, dim: int) -> Exception:
 
 def _warned_dim(name: str, dimensions: int, stacklevel: int) -> int:
     warnings.warn(
-        f"Implicit dimension choice for {name} has been deprecated. "
-        "Change the call to include dim=X as an argument.",
+        f"Implicit dimension choice for {name} has been deprecated. Change the call to include dim=X as an argument.",
         stacklevel=stacklevel,
     )
     return implicit_dim(dimensions)

@@ -1,0 +1,76 @@
+# make demo    sets everything up and runs the demonstration
+# make test    sets everything up and runs the tests
+# make lint    style and types; make native: the C++ kernels; make sanitize: the kernels' tests under AddressSanitizer
+#
+# A fresh machine needs Python 3.11 or later with venv, and a C++ compiler for the kernels. PYTHON=... names another
+# interpreter, CXX=... another compiler.
+
+.DELETE_ON_ERROR:
+.PHONY: demo test lint native sanitize clean
+
+TORCH := torch==2.13.0
+PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.11; do \
+    $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
+ifeq ($(origin CXX),default)  # make would say g++ whether there is one or not
+CXX := $(shell command -v c++ || command -v g++ || command -v clang++)
+endif
+export CXX
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+CMAKE := $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -S .
+KERNELS := CMakeLists.txt src/nacre/core/cpu_primitives.h $(wildcard src/nacre/layers/*/kernel_cpu.cpp)
+
+demo: native
+	$(BIN)/nacre demo
+
+# one thread a worker: the workers themselves fill the cores
+test: native
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
+
+lint: .venv/.packages
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+# ---- set-up, each step once
+
+.venv/pyvenv.cfg:
+	@test -n "$(PYTHON)" || { echo "nacre needs Python 3.11 or later; none was found on the PATH. Name one with" \
+	    "make PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv .venv || { rm -rf .venv; echo "The Python module venv is needed (Debian, Ubuntu:" \
+	    "apt install python3-venv)."; exit 1; }
+
+# torch first, alone and pinned: asked for by another package, pip would take another version of it
+.venv/.torch: .venv/pyvenv.cfg Makefile
+	$(PIP) install $(TORCH)
+	@touch $@
+
+.venv/.packages: .venv/.torch pyproject.toml
+	$(PIP) install $(TORCH) --editable '.[all,dev]' --config-settings wheel.cmake=false
+	@touch $@
+
+native: .venv/.kernels
+
+.venv/.kernels: .venv/.packages $(KERNELS)
+	@if [ -n "$(CXX)" ]; then \
+	    $(CMAKE) -B build/native && $(BIN)/cmake --build build/native && $(BIN)/cmake --install build/native && \
+	    touch $@; \
+	else \
+	    rm -f src/nacre/_kernels_*; \
+	    echo "No C++ compiler was found: nacre runs on its formulas, which are slower."; \
+	fi
+
+# ---- the kernels under AddressSanitizer and UndefinedBehaviorSanitizer
+
+sanitize: .venv/.packages
+	$(CMAKE) -B build/sanitize -DNACRE_SANITIZE=ON
+	$(BIN)/cmake --build build/sanitize
+	for capability in default avx2 avx512; do \
+	    ATEN_CPU_CAPABILITY=$$capability LD_PRELOAD=$$($(CXX) -print-file-name=libasan.so) \
+	    ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 \
+	    $(BIN)/python -m pytest --kernels build/sanitize tests/test_native.py tests/layers/test_layer_norm.py || exit 1; \
+	done
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache src/nacre/_kernels_*
+	find src tests examples -name __pycache__ -type d -prune -exec rm -rf {} +

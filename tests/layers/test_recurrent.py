@@ -1,0 +1,523 @@
+"""What is special to LSTM and GRU: sequences of unlike lengths, states, dropout between levels, long sequences."""
+
+import copy
+from itertools import product
+
+import pytest
+import torch
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import nacre
+from nacre.core.op import record_choices
+from tests.support import assert_as_good_as_torch, fresh, run, tensors
+
+PAIRS = [pytest.param(nacre.LSTM, torch.nn.LSTM, id="lstm"), pytest.param(nacre.GRU, torch.nn.GRU, id="gru")]
+LAYERS = [pytest.param(nacre.LSTM, id="lstm"), pytest.param(nacre.GRU, id="gru")]
+
+# float64, sums of a handful of terms in another order, through a few steps of a contracting recurrence
+CLOSE = {"rtol": 1e-10, "atol": 1e-12}
+
+
+def pair(ours, torchs, *sizes, dtype=torch.float64, **arguments):
+    """A layer and torch.nn's with the same parameters."""
+    torch.manual_seed(0)
+    reference = torchs(*sizes, **arguments, dtype=dtype)
+    layer = ours(*sizes, **arguments, dtype=dtype)
+    layer.load_state_dict(reference.state_dict())
+    return layer, reference
+
+
+def states(layer, batch, dtype=torch.float64):
+    """Initial states which ask for their gradient, for a layer."""
+    count = layer.num_layers * (2 if layer.bidirectional else 1)
+    made = [torch.randn(count, batch, layer.proj_size or layer.hidden_size, dtype=dtype, requires_grad=True)]
+    if layer.mode == "GRU":
+        return made[0]
+    return made[0], torch.randn(count, batch, layer.hidden_size, dtype=dtype, requires_grad=True)
+
+
+def assert_same_results(layer, reference, *inputs, **tolerance):
+    found, expected = run(layer, fresh(inputs), {}), run(reference, fresh(inputs), {})
+    for one, other in zip(tensors(found), tensors(expected), strict=True):
+        torch.testing.assert_close(one, other, **(tolerance or CLOSE))
+
+
+def first_state(hx):
+    return hx[0] if isinstance(hx, tuple) else hx
+
+
+# ---- packed sequences
+
+
+@pytest.mark.parametrize(("bidirectional", "num_layers", "given"), product((False, True), (1, 2), (False, True)))
+@pytest.mark.parametrize("lengths", [[5, 3, 3, 1], [2, 5, 1, 5], [4, 4, 4], [1, 1], [3], [1, 6]], ids=str)
+@pytest.mark.parametrize(("ours", "torchs"), PAIRS)
+def test_packed_sequences_match_torch(ours, torchs, lengths, bidirectional, num_layers, given):
+    layer, reference = pair(ours, torchs, 3, 4, num_layers=num_layers, bidirectional=bidirectional)
+    padded = torch.randn(max(lengths), len(lengths), 3, dtype=torch.float64)
+    for enforce_sorted in {False, lengths == sorted(lengths, reverse=True)}:
+        packed = pack_padded_sequence(padded, lengths, enforce_sorted=enforce_sorted)
+        packed.data.requires_grad_()
+        output, _ = layer(packed)
+        assert isinstance(output, PackedSequence)
+        assert output.batch_sizes is packed.batch_sizes
+        assert output.sorted_indices is packed.sorted_indices and output.unsorted_indices is packed.unsorted_indices
+        assert_same_results(layer, reference, packed, *([states(layer, len(lengths))] if given else []))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_packed_projections_match_torch(bias):
+    layer, reference = pair(nacre.LSTM, torch.nn.LSTM, 3, 4, 2, bias=bias, proj_size=2, bidirectional=True)
+    padded = torch.randn(3, 5, 3, dtype=torch.float64)
+    packed = pack_padded_sequence(padded, [1, 5, 2], batch_first=True, enforce_sorted=False)
+    packed.data.requires_grad_()
+    assert_same_results(layer, reference, packed)
+    assert_same_results(layer, reference, packed, states(layer, 3))
+
+
+@pytest.mark.parametrize("layer_class", LAYERS)
+def test_packed_sequences_do_not_see_each_other(layer_class):
+    torch.manual_seed(0)
+    layer = layer_class(3, 4, num_layers=2, bidirectional=True, dtype=torch.float64)
+    sequences = [torch.randn(length, 3, dtype=torch.float64) for length in (2, 5, 1, 3)]
+    hx = states(layer, 4)
+    output, final = layer(pack_sequence(sequences, enforce_sorted=False), hx)
+    padded, lengths = pad_packed_sequence(output)
+    assert lengths.tolist() == [2, 5, 1, 3]
+    for index, sequence in enumerate(sequences):
+        own = tuple(state[:, index] for state in hx) if isinstance(hx, tuple) else hx[:, index]
+        alone, alone_final = layer(sequence, own)
+        torch.testing.assert_close(padded[: len(sequence), index], alone, **CLOSE)
+        for one, other in zip(tensors(final), tensors(alone_final), strict=True):
+            torch.testing.assert_close(one[:, index], other, **CLOSE)
+
+
+@pytest.mark.parametrize("layer_class", LAYERS)
+def test_final_states_stand_where_sequences_end(layer_class):
+    layer = layer_class(3, 4, bidirectional=True)
+    lengths = [2, 4, 3]
+    output, final = layer(pack_padded_sequence(torch.randn(4, 3, 3), lengths, enforce_sorted=False))
+    padded, _ = pad_packed_sequence(output)
+    final = first_state(final)
+    for index, length in enumerate(lengths):
+        assert torch.equal(final[0, index], padded[length - 1, index, :4])
+        assert torch.equal(final[1, index], padded[0, index, 4:])
+
+
+@pytest.mark.parametrize("layer_class", LAYERS)
+def test_packed_equal_lengths_are_a_plain_batch(layer_class):
+    layer = layer_class(3, 4, bidirectional=True, dtype=torch.float64)
+    values = torch.randn(4, 2, 3, dtype=torch.float64)
+    output, final = layer(pack_padded_sequence(values, [4, 4]))
+    plain, plain_final = layer(values)
+    torch.testing.assert_close(output.data, plain.flatten(0, 1), **CLOSE)
+    torch.testing.assert_close(final, plain_final, **CLOSE)
+
+
+# ---- forms of input and states
+
+
+@pytest.mark.parametrize("layer_class", LAYERS)
+def test_forms_of_one_batch_agree(layer_class):
+    torch.manual_seed(0)
+    layer = layer_class(3, 4, num_layers=2, bidirectional=True, dtype=torch.float64)
+    values = torch.randn(5, 2, 3, dtype=torch.float64)
+    hx = states(layer, 2)
+    output, final = layer(values, hx)
+    batch_first = copy.deepcopy(layer)
+    batch_first.batch_first = True
+    swapped, swapped_final = batch_first(values.transpose(0, 1), hx)
+    assert torch.equal(swapped.transpose(0, 1), output)
+    torch.testing.assert_close(swapped_final, final, rtol=0, atol=0)
+    for module in (layer, batch_first):  # batch_first says nothing of an unbatched input
+        own = tuple(state[:, 1] for state in hx) if isinstance(hx, tuple) else hx[:, 1]
+        alone, alone_final = module(values[:, 1], own)
+        torch.testing.assert_close(alone, output[:, 1], **CLOSE)
+        for one, other in zip(tensors(alone_final), tensors(final), strict=True):
+            torch.testing.assert_close(one, other[:, 1], **CLOSE)
+
+
+@pytest.mark.parametrize("layer_class", LAYERS)
+def test_a_sequence_in_two_halves(layer_class):
+    layer = layer_class(3, 4, num_layers=2, dtype=torch.float64)
+    values = torch.randn(6, 2, 3, dtype=torch.float64)
+    output, final = layer(values)
+    first, between = layer(values[:4])
+    second, end = layer(values[4:], between)
+    torch.testing.assert_close(torch.cat([first, second]), output, **CLOSE)
+    torch.testing.assert_close(end, final, **CLOSE)
+
+
+@pytest.mark.parametrize("layer_class", LAYERS)
+def test_initial_states_default_to_zeros(layer_class):
+    layer = layer_class(3, 4, num_layers=2)
+    values = torch.randn(3, 2, 3)
+    zeros = torch.zeros(2, 2, 4)
+    given = layer(values, (zeros, zeros) if layer.mode == "LSTM" else zeros)
+    torch.testing.assert_close(layer(values), given, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("ours", "torchs"), PAIRS)
+def test_gradients_from_each_result_alone(ours, torchs):
+    layer, reference = pair(ours, torchs, 3, 4, num_layers=2, bidirectional=True)
+    packed = pack_padded_sequence(torch.randn(4, 3, 3, dtype=torch.float64), [2, 4, 1], enforce_sorted=False)
+    for inputs in ((packed,), (torch.randn(4, 3, 3, dtype=torch.float64),)):
+        results = [list(tensors(module(*inputs))) for module in (layer, reference)]
+        for one, other in zip(*results, strict=True):
+            if not one.requires_grad:
+                continue
+            gradients = [
+                torch.autograd.grad(result.pow(2).sum(), list(module.parameters()), retain_graph=True, allow_unused=True)
+                for result, module in ((one, layer), (other, reference))
+            ]
+            for ours_gradient, torchs_gradient in zip(*gradients, strict=True):
+                zeros = torch.zeros(())
+                torch.testing.assert_close(
+                    zeros if ours_gradient is None else ours_gradient,
+                    zeros.expand_as(ours_gradient) if torchs_gradient is None else torchs_gradient,
+                    check_dtype=False,
+                    **CLOSE,
+                )
+
+
+@pytest.mark.parametrize("layer_class", LAYERS)
+def test_results_may_be_written_into(layer_class):
+    layer = layer_class(3, 4)
+    values = torch.randn(4, 2, 3)
+    output, final = layer(values)
+    expected = torch.autograd.grad(2 * output.sum() + 3 * first_state(final).sum(), list(layer.parameters()))
+    output, final = layer(values)
+    output.mul_(2)
+    first_state(final).mul_(3)
+    found = torch.autograd.grad(output.sum() + first_state(final).sum(), list(layer.parameters()))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("layer_class", LAYERS)
+def test_one_operator_for_each_level_and_direction(layer_class):
+    layer = layer_class(3, 4, num_layers=3, bidirectional=True)
+    with record_choices() as choices:
+        layer(torch.randn(50, 2, 3))[0].sum().backward()
+    name = layer.mode.lower()
+    assert [choice.operator for choice in choices] == [name] * 6 + [f"{name}_backward"] * 6
+
+
+@pytest.mark.parametrize("layer_class", LAYERS)
+def test_weights_are_those_of_the_moment(layer_class):
+    layer = layer_class(3, 4)
+    values = torch.randn(4, 2, 3)
+    before = layer(values)[0]
+    doubled = {name: 2 * parameter for name, parameter in layer.named_parameters()}
+    called = torch.func.functional_call(layer, doubled, (values,))[0]
+    assert torch.equal(layer(values)[0], before)
+    layer.weight_hh_l0 = torch.nn.Parameter(2 * layer.weight_hh_l0)
+    assert not torch.equal(layer(values)[0], before)
+    layer.load_state_dict(doubled)
+    assert torch.equal(layer(values)[0], called)
+    assert layer.double()(values.double())[0].dtype is torch.float64
+    assert layer.flatten_parameters() is None
+
+
+# ---- dropout between levels
+
+
+class InputsOf(TorchDispatchMode):
+    """Keeps what each call of an operator reads first."""
+
+    def __init__(self, name):
+        super().__init__()
+        self.name, self.inputs = f"nacre::{name}", []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        if function._schema.name == self.name:
+            self.inputs.append(arguments[0].detach())
+        return function(*arguments, **(keywords or {}))
+
+
+def levels_read(layer, values):
+    with InputsOf(layer.mode.lower()) as mode:
+        output = layer(values)[0]
+    return mode.inputs, output.detach()
+
+
+@pytest.mark.parametrize("layer_class", LAYERS)
+def test_dropout_falls_between_levels(layer_class):
+    torch.manual_seed(0)
+    layer = layer_class(8, 32, num_layers=3, dropout=0.25)
+    values = torch.randn(20, 10, 8)
+    (read, *between), output = levels_read(layer, values)
+    assert torch.equal(read, values)
+    assert output.count_nonzero() == output.numel()
+    plain = copy.deepcopy(layer).eval()
+    (_, first, _), _ = levels_read(plain, values)
+    dropped = between[0] == 0
+    # 6400 elements: 0.25 within five standard deviations, 5 sqrt(0.25 0.75 / 6400) = 0.027
+    for inputs in between:
+        assert abs((inputs == 0).double().mean().item() - 0.25) < 0.027
+    torch.testing.assert_close(between[0][~dropped], first[~dropped] / 0.75)
+    assert not torch.equal(dropped, between[1] == 0), "one mask for all levels"
+
+
+@pytest.mark.parametrize("layer_class", LAYERS)
+def test_dropout_follows_the_seed(layer_class):
+    layer = layer_class(3, 4, num_layers=2, dropout=0.5)
+    values = torch.randn(5, 2, 3)
+
+    def results(seed):
+        torch.manual_seed(seed)
+        output = layer(values)[0]
+        return output, *torch.autograd.grad(output.sum(), list(layer.parameters()))
+
+    for one, other in zip(results(1), results(1), strict=True):
+        assert torch.equal(one, other)
+    assert not torch.equal(results(1)[0], results(2)[0])
+    torch.manual_seed(3)
+    state = torch.random.get_rng_state()
+    layer.eval()(values)
+    layer_class(3, 4, num_layers=2)(values)
+    torch.manual_seed(3)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("layer_class", LAYERS)
+def test_evaluation_and_no_dropout_draw_nothing(layer_class):
+    evaluated = layer_class(3, 4, num_layers=2, dropout=0.5).eval()
+    plain = layer_class(3, 4, num_layers=2)
+    everything = layer_class(3, 4, num_layers=2, dropout=1.0)
+    for layer in (evaluated, plain, everything):
+        state = torch.random.get_rng_state()
+        layer(torch.ones(5, 2, 3))
+        assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(("ours", "torchs"), PAIRS)
+def test_dropout_of_everything_keeps_nan_as_torch_does(ours, torchs):
+    layer, reference = pair(ours, torchs, 3, 4, num_layers=2, dropout=1.0)
+    values = torch.full((2, 1, 3), torch.nan, dtype=torch.float64)
+    assert torch.equal(layer(values)[0].isnan(), reference(values)[0].isnan())
+
+
+# ---- numbers
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("ours", "torchs"), PAIRS)
+def test_long_sequences_stay_as_close_to_float64_as_torch(ours, torchs, dtype):
+    layer, reference = pair(ours, torchs, 4, 8, dtype=dtype)
+    values = torch.randn(700, 2, 4).to(dtype).requires_grad_()
+    judge = copy.deepcopy(reference).double()
+    found, expected = run(layer, (values,), {}), run(reference, (values,), {})
+    exact = run(judge, (values.detach().double().requires_grad_(),), {})
+    for index, compared in enumerate(zip(tensors(found), tensors(expected), tensors(exact), strict=True)):
+        assert_as_good_as_torch(*compared, dtype, f"result {index}")
+
+
+@pytest.mark.parametrize("layer_class", LAYERS)
+def test_a_memory_over_a_thousand_steps_in_bfloat16(layer_class):
+    """Half precision must not stall a slow memory: its updates are far below the spacing of bfloat16."""
+    layer = layer_class(1, 1)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.zero_()
+        # LSTM: i and g small, f near 1; GRU: z near 1, so that each step moves the state by a thousandth
+        if layer.mode == "LSTM":
+            layer.bias_ih_l0.copy_(torch.tensor([-6.0, 9.0, 1.0, 2.0]))
+        else:
+            layer.bias_ih_l0.copy_(torch.tensor([0.0, 7.0, 1.0]))
+    values = torch.zeros(1000, 1, 1)
+    exact = layer.double()(values.double())[0][-1].item()
+    found = layer.bfloat16()(values.bfloat16())[0][-1].item()
+    # one rounding to 8 bits, and the parameters are exact in bfloat16
+    assert abs(found - exact) <= 2**-8 * abs(exact)
+
+
+@pytest.mark.parametrize("layer_class", LAYERS)
+def test_extreme_sums_give_finite_results_and_gradients(layer_class):
+    layer = layer_class(2, 3, dtype=torch.float32)
+    values = torch.tensor([[[1e30, -1e30]], [[0.0, 3e38]]], requires_grad=True)
+    output, gradients = run(layer, (values,), {})
+    assert all(t.isfinite().all() for t in tensors(output))
+    assert all(gradient.isfinite().all() for gradient in gradients[1:])
+
+
+# ---- autocast
+
+
+@pytest.mark.parametrize("packed", [False, True, "equal lengths"])
+@pytest.mark.parametrize("projected", [False, True])
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize(("ours", "torchs"), PAIRS)
+def test_autocast_gives_torchs_dtypes(ours, torchs, given, projected, packed):
+    if projected and ours is nacre.GRU:
+        return  # a GRU has no projection
+    arguments = {"num_layers": 2, "bidirectional": True} | ({"proj_size": 2} if projected else {})
+    layer, reference = pair(ours, torchs, 3, 4, dtype=torch.float32, **arguments)
+    values = torch.randn(3, 2, 3)
+    if packed:
+        lengths = [1, 3] if packed is True else [3, 3]
+        values = pack_padded_sequence(values, lengths, enforce_sorted=False)
+    inputs = (values, states(layer, 2, torch.float32)) if given else (values,)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = layer(*inputs), reference(*inputs)
+        for one, other in zip(tensors(found), tensors(expected), strict=True):
+            assert one.dtype is other.dtype
+    sum(t.float().sum() for t in tensors(found) if t.requires_grad).backward()
+    assert all(parameter.grad.dtype is torch.float32 for parameter in layer.parameters())
+
+
+# ---- compilation
+
+
+@pytest.mark.parametrize("layer_class", LAYERS)
+def test_a_compiled_layer_reads_sequences_of_any_length(layer_class):
+    torch._dynamo.reset()
+    layer = layer_class(3, 4, num_layers=2)
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append([str(node.target) for node in graph.graph.nodes])
+        return graph
+
+    with torch._dynamo.config.patch(allow_rnn=True):
+        compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=backend)
+        for steps, batch in ((5, 2), (9, 3), (300, 4)):
+            values = torch.randn(steps, batch, 3)
+            torch.testing.assert_close(compiled(values), layer(values))
+    assert len(graphs) == 1
+    assert graphs[0].count(f"nacre.{layer.mode.lower()}.default") == 2
+
+
+@pytest.mark.parametrize("enforce_sorted", [True, False])
+@pytest.mark.parametrize("layer_class", LAYERS)
+def test_packed_sequences_compile(layer_class, enforce_sorted):
+    torch._dynamo.reset()
+    layer = layer_class(3, 4, bidirectional=True)
+    with torch._dynamo.config.patch(allow_rnn=True):
+        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+        for hx in (None, states(layer, 2, torch.float32)):
+            packed = pack_padded_sequence(torch.randn(4, 2, 3), [4, 2], enforce_sorted=enforce_sorted)
+            packed.data.requires_grad_()
+            inputs = (packed,) if hx is None else (packed, hx)
+            assert_same_results(compiled, layer, *inputs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("layer_class", LAYERS)
+def test_an_exported_layer_reads_sequences_of_any_length(layer_class):
+    layer = layer_class(3, 4, batch_first=True)
+    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("steps")}
+    with pytest.warns(UserWarning, match="_flat_weights"):  # torch.nn's own layers export with the same warning
+        exported = torch.export.export(layer, (torch.randn(2, 5, 3),), dynamic_shapes=(sizes,))
+    values = torch.randn(3, 11, 3)
+    torch.testing.assert_close(exported.module()(values), layer(values))
+
+
+@pytest.mark.parametrize("layer_class", LAYERS)
+def test_gradients_of_each_sample(layer_class):
+    layer = layer_class(3, 4, dtype=torch.float64)
+    values = torch.randn(5, 4, 3, dtype=torch.float64)
+    parameters = {name: parameter.detach() for name, parameter in layer.named_parameters()}
+
+    def loss(parameters, sequence):
+        return torch.func.functional_call(layer, parameters, (sequence,))[0].pow(2).sum()
+
+    found = torch.vmap(torch.func.grad(loss), in_dims=(None, 1))(parameters, values)
+    for index in range(4):
+        gradients = torch.autograd.grad(layer(values[:, index])[0].pow(2).sum(), list(layer.parameters()))
+        for gradient, name in zip(gradients, parameters, strict=True):
+            torch.testing.assert_close(found[name][index], gradient, **CLOSE)
+
+
+# ---- bad input
+
+
+def packed(features=3, dtype=torch.float32):
+    return pack_padded_sequence(torch.randn(5, 2, features, dtype=dtype), [5, 3])
+
+
+def both(make):
+    """The same bad states for an LSTM and a GRU."""
+    return lambda layer: (make(), make()) if layer.mode == "LSTM" else make()
+
+
+BAD = {
+    "one dimension": lambda layer: (torch.ones(3),),
+    "four dimensions": lambda layer: (torch.ones(5, 2, 1, 3),),
+    "no step": lambda layer: (torch.ones(0, 2, 3),),
+    "other features": lambda layer: (torch.ones(5, 2, 4),),
+    "other dtype": lambda layer: (torch.ones(5, 2, 3).double(),),
+    "integers": lambda layer: (torch.ones(5, 2, 3, dtype=torch.int64),),
+    "other device": lambda layer: (torch.ones(5, 2, 3, device="meta"),),
+    "a list": lambda layer: ([torch.ones(2, 3)],),
+    "states of another batch": lambda layer: (torch.ones(5, 2, 3), both(lambda: torch.ones(1, 3, 4))(layer)),
+    "states of another size": lambda layer: (torch.ones(5, 2, 3), both(lambda: torch.ones(1, 2, 5))(layer)),
+    "states of more levels": lambda layer: (torch.ones(5, 2, 3), both(lambda: torch.ones(2, 2, 4))(layer)),
+    "states of another dtype": lambda layer: (torch.ones(5, 2, 3), both(lambda: torch.ones(1, 2, 4).double())(layer)),
+    "integer states": lambda layer: (torch.ones(5, 2, 3), both(lambda: torch.ones(1, 2, 4, dtype=torch.int64))(layer)),
+    "unbatched states": lambda layer: (torch.ones(5, 2, 3), both(lambda: torch.ones(1, 4))(layer)),
+    "batched states": lambda layer: (torch.ones(5, 3), both(lambda: torch.ones(1, 1, 4))(layer)),
+    "the other layer's states": lambda layer: (
+        torch.ones(5, 2, 3),
+        torch.ones(1, 2, 4) if layer.mode == "LSTM" else (torch.ones(1, 2, 4), torch.ones(1, 2, 4)),
+    ),
+    "packed, other features": lambda layer: (packed(features=4),),
+    "packed, other dtype": lambda layer: (packed(dtype=torch.float64),),
+    "packed, other states": lambda layer: (packed(), both(lambda: torch.ones(1, 1, 4))(layer)),
+    "packed, wide states": lambda layer: (packed(), both(lambda: torch.ones(1, 2, 5))(layer)),
+    "packed, no step": lambda layer: (PackedSequence(torch.ones(0, 3), torch.zeros(0, dtype=torch.int64)),),
+    "packed, growing": lambda layer: (PackedSequence(torch.ones(5, 3), torch.tensor([2, 3])),),
+    "packed, too few rows": lambda layer: (PackedSequence(torch.ones(3, 3), torch.tensor([2, 2])),),
+    "packed, int32": lambda layer: (PackedSequence(torch.ones(4, 3), torch.tensor([2, 2], dtype=torch.int32)),),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize(("ours", "torchs"), PAIRS)
+def test_bad_input_raises_torchs_type(ours, torchs, name):
+    layer, reference = pair(ours, torchs, 3, 4, dtype=torch.float32)
+    inputs = BAD[name](layer)
+    with pytest.raises(Exception) as expected:  # noqa: PT011  its type is what the layer's error is held to
+        reference(*inputs)
+    with pytest.raises(expected.type) as found:
+        layer(*inputs)
+    assert type(found.value) is expected.type
+
+
+@pytest.mark.parametrize(("ours", "torchs"), PAIRS)
+@pytest.mark.parametrize(
+    "arguments",
+    [{"hidden_size": 0}, {"num_layers": 0}, {"dropout": 1.5}, {"proj_size": 4}, {"bias": 1}, {"hidden_size": 2.0}],
+    ids=str,
+)
+def test_bad_sizes_raise_torchs_type(ours, torchs, arguments):
+    with pytest.raises((TypeError, ValueError)) as expected:
+        torchs(**{"input_size": 3, "hidden_size": 4, **arguments})
+    with pytest.raises(expected.type):
+        ours(**{"input_size": 3, "hidden_size": 4, **arguments})
+
+
+@pytest.mark.parametrize("layer_class", LAYERS)
+def test_messages_name_the_rule_and_what_came(layer_class):
+    layer = layer_class(3, 4, num_layers=2)
+    with pytest.raises(RuntimeError, match=r"sequences of one step or more; got an input of shape \(0, 2, 3\)"):
+        layer(torch.ones(0, 2, 3))
+    with pytest.raises(RuntimeError, match=r"3 dimensions; got h_0 of shape \(2, 4\)"):
+        layer(torch.ones(5, 2, 3), both(lambda: torch.ones(2, 4))(layer))
+    # torch.nn.GRU reads the first rows of such a PackedSequence and forgets the others without a word
+    with pytest.raises(RuntimeError, match=r"sum to the rows of its data; got torch.int64 \[2, 2\] for 5 rows"):
+        layer(PackedSequence(torch.ones(5, 3), torch.tensor([2, 2])))
+    # torch.nn.LSTM reads beyond the end of such a weight
+    weight = {"weight_hh_l1": torch.ones(7, 5)}
+    with pytest.raises(RuntimeError, match=r"weight_hh_l1 of this \w+ has the shape .*; got \(7, 5\)"):
+        torch.func.functional_call(layer, weight, (torch.ones(5, 2, 3),))
+
+
+@pytest.mark.parametrize(("ours", "torchs"), PAIRS)
+def test_complex_numbers_are_left_to_torch(ours, torchs):
+    layer, reference = pair(ours, torchs, 3, 4, dtype=torch.complex64)
+    values = torch.randn(5, 2, 3, dtype=torch.complex64)
+    with record_choices() as choices:
+        found = layer(values)
+    assert [choice.implementation for choice in choices] == ["torch"]
+    torch.testing.assert_close(found, reference(values))

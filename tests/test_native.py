@@ -1,0 +1,130 @@
+"""The compiled kernels: they run where they should, agree with their formulas, and give the same bits every time."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import nacre
+from nacre.core import native
+from nacre.core.op import OPS, record_choices
+from nacre.layers import LAYERS
+from tests.support import assert_as_good_as_torch, build, build_pair, fresh, in_dtype, run, tensors
+
+ROOT = Path(__file__).parent.parent
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+WITH_KERNEL = {name for name, op in OPS.items() if any(kernel.language == "C++" for kernel in op.kernels)}
+CASES = [
+    pytest.param(spec, case, id=f"{spec.name}-{case.name}")
+    for spec in LAYERS.values()
+    for case in spec.cases
+    if WITH_KERNEL & set(spec.operators) and not case.bench
+]
+
+# what ATEN_CPU_CAPABILITY may ask for on this machine, and the library that nacre then loads
+LIBRARIES = {"default": "baseline", "avx2": "avx2", "avx512": "avx512"}
+CAPABILITIES = {"AVX512": ["default", "avx2", "avx512"], "AVX2": ["default", "avx2"]}
+
+
+@pytest.fixture
+def library():
+    if reason := native.unavailable():
+        pytest.skip(reason)  # test_the_library_is_loaded fails then, unless this machine has no compiler
+
+
+def without_library(monkeypatch):
+    monkeypatch.setattr(native, "unavailable", lambda: "the test asks for the formula")
+
+
+def test_the_library_is_loaded():
+    if not any(shutil.which(name) for name in (os.environ.get("CXX") or "c++", "g++", "clang++")):
+        pytest.skip("no C++ compiler on this machine")
+    assert native.unavailable() == ""
+    assert (
+        native.find().stem == f"_kernels_{LIBRARIES.get(torch.backends.cpu.get_cpu_capability().lower(), 'baseline')}"
+    )
+
+
+def test_every_kernel_is_taken(library):
+    with record_choices() as choices:
+        for param in CASES:
+            spec, case = param.values
+            layer = build(spec, case, torch.float32)
+            inputs, keywords = case.make(torch.float32)
+            run(layer, inputs, keywords)
+    taken = {choice.operator for choice in choices if choice.implementation == "C++ kernel"}
+    assert taken == WITH_KERNEL | {f"{name}_backward" for name in WITH_KERNEL}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("spec", "case"), CASES)
+def test_kernel_and_formula_agree(spec, case, dtype, library, monkeypatch):
+    layer, reference = build_pair(spec, case, dtype)
+    inputs, keywords = case.make(dtype)
+    judge = run(reference.to(torch.float64), *in_dtype((inputs, keywords), torch.float64))
+    torchs = run(reference.to(dtype), fresh(inputs), fresh(keywords))
+    with record_choices() as choices:
+        ours = run(layer, fresh(inputs), fresh(keywords))
+    assert {c.implementation for c in choices if c.operator.removesuffix("_backward") in WITH_KERNEL} == {"C++ kernel"}
+    without_library(monkeypatch)
+    with record_choices() as choices:
+        formulas = run(layer, fresh(inputs), fresh(keywords))
+    assert {choice.implementation for choice in choices} == {"formula"}
+    for other in (torchs, formulas):
+        for one, two, exact in zip(tensors(ours), tensors(other), tensors(judge), strict=True):
+            assert_as_good_as_torch(one, two, exact, dtype, f"{spec.name}, {case.name}")
+            assert one.stride() == two.stride()
+
+
+@pytest.mark.usual_algorithms
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_same_bits_for_any_number_of_threads(dtype, library):
+    # rows and features for several blocks of rows, none of them a whole number of vectors
+    layer = nacre.LayerNorm(193, dtype=dtype)
+    torch.nn.init.normal_(layer.weight)
+    input = torch.randn(3001, 193, dtype=dtype, requires_grad=True)
+    results = []
+    for threads in (1, 2, 3, 1):
+        torch.set_num_threads(threads)
+        with record_choices() as choices:
+            results.append(run(layer, (input,), {}))
+        assert {choice.implementation for choice in choices} == {"C++ kernel"}
+    for result in results[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(tensors(results[0]), tensors(result), strict=True))
+
+
+@pytest.mark.parametrize("found", [None, ROOT / "README.md"], ids=["not built", "not loadable"])
+def test_without_the_library_the_formulas_serve(found, monkeypatch):
+    monkeypatch.setattr(native, "find", lambda: found)
+    native.unavailable.cache_clear()
+    try:
+        with record_choices() as choices:
+            output, _ = run(nacre.LayerNorm(4), (torch.tensor([[1.0, 1.0, 3.0, 3.0]]),), {})
+    finally:
+        native.unavailable.cache_clear()
+    assert {choice.implementation for choice in choices} == {"formula"}
+    assert ("could not be loaded" if found else "were not built") in choices[0].reason
+    # eps = 1e-5 makes the values a little smaller than 1
+    torch.testing.assert_close(output, torch.tensor([[-1.0, -1.0, 1.0, 1.0]]), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    "capability", CAPABILITIES.get(torch.backends.cpu.get_cpu_capability(), ["default"])[:-1] or ["default"]
+)
+def test_lesser_instruction_sets(capability, library):
+    """The kernels for older processors pass the same tests: torch, and nacre with it, is told that this is one."""
+    process = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "tests/test_native.py"]
+        + ["tests/layers/test_layer_norm.py", "-k", "not lesser_instruction_sets"],
+        cwd=ROOT,
+        env={**os.environ, "ATEN_CPU_CAPABILITY": capability},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert " passed" in process.stdout
