@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 # in a fresh interpreter without the development installation, whose import hook would come first
 USE = """
 import sys
-sys.meta_path[:] = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("_nacre_editable")]
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in type(finder).__module__]
 sys.path.insert(0, sys.argv[1])
 import nacre, torch
 from nacre.core import native

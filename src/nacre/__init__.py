@@ -1,6 +1,7 @@
 """nacre: neural-network layers with nothing hidden, drop-in for ``torch.nn``."""
 
 from nacre import functional
+from nacre.blocks import BLOCKS, ResidualBlock, TransformerBlock, TransformerEncoderLayer
 from nacre.layers import LAYERS
 from nacre.layers.activation import GELU, ReLU, Sigmoid, SiLU, Tanh
 from nacre.layers.attention import MultiheadAttention
@@ -14,10 +15,12 @@ from nacre.layers.recurrent import GRU, LSTM
 from nacre.layers.softmax import LogSoftmax, Softmax
 from nacre.tools.convert import ConversionReport, convert
 from nacre.tools.explain import Explanation, explain
+from nacre.tools.gradcheck import gradcheck
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BLOCKS",
     "Conv2d",
     "ConversionReport",
     "convert",
@@ -28,6 +31,7 @@ __all__ = [
     "Explanation",
     "functional",
     "GELU",
+    "gradcheck",
     "GRU",
     "LayerNorm",
     "LAYERS",
@@ -37,8 +41,11 @@ __all__ = [
     "LSTM",
     "MultiheadAttention",
     "ReLU",
+    "ResidualBlock",
     "Sigmoid",
     "SiLU",
     "Softmax",
     "Tanh",
+    "TransformerBlock",
+    "TransformerEncoderLayer",
 ]

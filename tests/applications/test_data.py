@@ -148,10 +148,30 @@ def test_windows_lie_in_their_part_and_targets_are_one_further() -> None:
     assert data.vocabulary.decode(data.training_batch(0, 16, seed=0)[0][0]) in training
 
 
-def test_the_last_window_can_be_drawn() -> None:
-    data = TextData("abcdefghij" * 2 + "xyz", block=1, name="short")
-    seen = {tuple(data.training_batch(step, 8, seed=0)[1].flatten().tolist()) for step in range(50)}
-    assert set(itertools.chain(*seen)) == set(data.training[1:].tolist())
+def test_an_epoch_reads_the_text_once_and_cuts_it_in_its_own_way() -> None:
+    data = TextData("".join(chr(32 + number) for number in range(1000)), block=8)
+    steps = data.steps_per_epoch(4)
+    cuts = []
+    for epoch in range(3):
+        batches = [data.training_batch(epoch * steps + step, 4, seed=0)[0] for step in range(steps)]
+        assert all(batch.shape == (4, 8) for batch in batches)
+        read = torch.cat(batches).flatten()
+        assert len(read.unique()) == len(read)  # every character of this text is another
+        assert len(read) > len(data.training) - (4 + 2) * 8  # left over: a cut at each end and an incomplete batch
+        cuts.append(int(read.min()) % 8)
+        assert read.tolist() != sorted(read.tolist())
+    assert len(set(cuts)) > 1
+
+
+def test_the_first_and_the_last_character_are_learned() -> None:
+    data = TextData("abcdefghijklmnopqrstu", block=2)
+    batches = [data.training_batch(step, 1, seed=0) for step in range(60 * data.steps_per_epoch(1))]
+    assert min(int(inputs.min()) for inputs, _ in batches) == int(data.training[0])
+    assert max(int(targets.max()) for _, targets in batches) == int(data.training[-1])
+
+
+def test_a_text_of_few_windows_makes_a_smaller_batch() -> None:
+    assert len(tiny_text(block=100).training_batch(3, 64, seed=0)[0]) == 14
 
 
 def test_validation_reads_the_held_out_part_once() -> None:

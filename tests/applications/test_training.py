@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_model
 
+import nacre
 from nacre.applications import APPLICATIONS, Application, Recipe
 from nacre.applications.callbacks import Interruption
 from nacre.applications.checkpoint import read_checkpoint
@@ -51,6 +52,18 @@ def test_a_short_training_reduces_the_loss(name: str) -> None:
     assert result.finished
     assert result.final["validation_loss"] < losses[0]
     assert not application.model.training
+
+
+@pytest.mark.parametrize("name", APPLICATIONS)
+def test_torch_layers_and_nacre_layers_give_the_same_losses(name: str) -> None:
+    recipe = Recipe(batch_size=16, learning_rate=1e-2, steps=8)
+    ours, theirs = (tiny_application(name, recipe, dropout=0.0) for _ in range(2))
+    nacre.convert(theirs.model, to="torch")
+    assert type(theirs.model.head if name != "cnn" else theirs.model.head[-1]) is torch.nn.Linear
+    one, two = train(ours), train(theirs)
+    # float32 rounding, 1e-7 of a loss near 1, which each of the 8 steps may multiply by a few
+    assert list(one.training_loss.values()) == pytest.approx(list(two.training_loss.values()), rel=1e-4)
+    assert one.final == pytest.approx(two.final, rel=1e-4)
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not() -> None:
@@ -296,3 +309,14 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         partial.write_text("half")
         raise OSError("disk full")
     assert contents(tmp_path) == {"kept.txt": b"old"}
+
+
+def test_a_file_is_replaced_in_one_move(tmp_path: Path) -> None:
+    path = tmp_path / "kept.txt"
+    path.write_text("old")
+    with path.open() as reader:
+        with replacing(path) as partial:
+            partial.write_text("new")
+            assert path.read_text() == "old"
+        assert reader.read() == "old"  # writing into the file itself would show here
+    assert contents(tmp_path) == {"kept.txt": b"new"}

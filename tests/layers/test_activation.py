@@ -76,6 +76,13 @@ def test_relu_at_0_and_nan():
     assert gradient.tolist() == [0.0, 0.0, 0.0, 1.0, 1.0]
 
 
+def test_relu_at_0_where_torch_differentiates_the_formula():
+    values = torch.tensor([-1.0, -0.0, 0.0, 1.0])
+    _, tangent = torch.func.jvp(nacre.functional.relu, (values,), (torch.ones(4),))
+    gradient = torch.func.grad(lambda x: nacre.functional.relu(x).sum())(values)
+    assert tangent.tolist() == gradient.tolist() == [0.0, 0.0, 0.0, 1.0]
+
+
 @every
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_rounded_once(name, dtype):

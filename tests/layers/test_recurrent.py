@@ -50,7 +50,7 @@ def first_state(hx):
 # ---- packed sequences
 
 
-@pytest.mark.parametrize(("bidirectional", "num_layers", "given"), product((False, True), (1, 2), (False, True)))
+@pytest.mark.parametrize(("bidirectional", "num_layers", "given"), list(product((False, True), (1, 2), (False, True))))
 @pytest.mark.parametrize("lengths", [[5, 3, 3, 1], [2, 5, 1, 5], [4, 4, 4], [1, 1], [3], [1, 6]], ids=str)
 @pytest.mark.parametrize(("ours", "torchs"), PAIRS)
 def test_packed_sequences_match_torch(ours, torchs, lengths, bidirectional, num_layers, given):
@@ -167,18 +167,11 @@ def test_gradients_from_each_result_alone(ours, torchs):
         for one, other in zip(*results, strict=True):
             if not one.requires_grad:
                 continue
-            gradients = [
-                torch.autograd.grad(result.pow(2).sum(), list(module.parameters()), retain_graph=True, allow_unused=True)
+            found, expected = (
+                torch.autograd.grad(result.sum(), module.parameters(), retain_graph=True, materialize_grads=True)
                 for result, module in ((one, layer), (other, reference))
-            ]
-            for ours_gradient, torchs_gradient in zip(*gradients, strict=True):
-                zeros = torch.zeros(())
-                torch.testing.assert_close(
-                    zeros if ours_gradient is None else ours_gradient,
-                    zeros.expand_as(ours_gradient) if torchs_gradient is None else torchs_gradient,
-                    check_dtype=False,
-                    **CLOSE,
-                )
+            )
+            torch.testing.assert_close(found, expected, **CLOSE)
 
 
 @pytest.mark.parametrize("layer_class", LAYERS)
@@ -273,12 +266,6 @@ def test_dropout_follows_the_seed(layer_class):
     for one, other in zip(results(1), results(1), strict=True):
         assert torch.equal(one, other)
     assert not torch.equal(results(1)[0], results(2)[0])
-    torch.manual_seed(3)
-    state = torch.random.get_rng_state()
-    layer.eval()(values)
-    layer_class(3, 4, num_layers=2)(values)
-    torch.manual_seed(3)
-    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("layer_class", LAYERS)
@@ -345,6 +332,7 @@ def test_extreme_sums_give_finite_results_and_gradients(layer_class):
 # ---- autocast
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")  # said of torch's own layer
 @pytest.mark.parametrize("packed", [False, True, "equal lengths"])
 @pytest.mark.parametrize("projected", [False, True])
 @pytest.mark.parametrize("given", [False, True])
@@ -477,7 +465,7 @@ BAD = {
 def test_bad_input_raises_torchs_type(ours, torchs, name):
     layer, reference = pair(ours, torchs, 3, 4, dtype=torch.float32)
     inputs = BAD[name](layer)
-    with pytest.raises(Exception) as expected:  # noqa: PT011  its type is what the layer's error is held to
+    with pytest.raises(Exception) as expected:
         reference(*inputs)
     with pytest.raises(expected.type) as found:
         layer(*inputs)

@@ -977,6 +977,29 @@ def test_rounding_inside_that_is_larger_than_the_output():
     assert not gradcheck(function(cancelling, lambda g, x: 1.01 * g * x.cos()), randn(10))
 
 
+def test_rounding_of_a_large_output_is_overcome_by_larger_steps():
+    offset = lambda x: (x + 1e6).square().sum() - 1e12  # 2e13, known to 4e-3
+    x = randn(10)
+    assert gradcheck(offset, x)
+    slightly = function(lambda x: x.clone(), lambda g, x: g * (1 + 1e-4))
+    assert not gradcheck(lambda x: offset(slightly.apply(x)), x)
+
+
+def test_inputs_far_larger_than_their_differences():
+    variance = lambda x: x.var(-1)  # a step is 7.6e-6 of 1e5, and bends it
+    x = randn(4, 9) + 1e5
+    assert gradcheck(variance, x)
+    slightly = function(lambda x: x.clone(), lambda g, x: g * (1 + 1e-4))
+    assert not gradcheck(lambda x: variance(slightly.apply(x)), x)
+
+
+def test_a_gradient_too_small_to_be_seen_is_said():
+    # batch norm takes a shift away again
+    report = gradcheck(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), randn(5, 3))
+    assert report, report
+    assert any(note.startswith("0.bias: the gradient, of ") and "to tell from zero" in note for note in report.notes)
+
+
 def test_the_best_step_is_where_rounding_and_truncation_meet():
     def rungs(third_derivative, rounding):
         slopes = []
@@ -986,7 +1009,7 @@ def test_the_best_step_is_where_rounding_and_truncation_meet():
         return slopes
 
     for third_derivative, rounding in ((1.0, EPSILON), (1e4, EPSILON), (1.0, 1e-8), (0.0, 1e-12)):
-        best, error = best_rung(rungs(third_derivative, rounding))
+        best, error = best_rung(rungs(third_derivative, rounding), 0.0)
         assert abs(best.central - 1) <= 2 * error
         # the optimum of h^2 f'''/6 + r/h, with room for a ladder whose steps are 8 apart
         step = (3 * rounding / third_derivative) ** (1 / 3) if third_derivative else LADDER[-1]

@@ -8,7 +8,7 @@ import hashlib
 import os
 import platform
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -64,6 +64,19 @@ def generator_of(*key: object) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
 
 
+class _EpochOrder:
+    """The order in which an epoch goes through the data, kept until another one is asked for."""
+
+    def __init__(self, shuffle: Callable[[torch.Generator], Tensor]) -> None:
+        self.shuffle = shuffle
+        self._last: tuple[tuple[int, int], Tensor] | None = None
+
+    def of_epoch(self, epoch: int, seed: int) -> Tensor:
+        if self._last is None or self._last[0] != (epoch, seed):
+            self._last = (epoch, seed), self.shuffle(generator_of(seed, epoch))
+        return self._last[1]
+
+
 class ImageData:
     """Labelled grey images, in a training part and a test part, scaled to mean 0 and variance 1.
 
@@ -117,7 +130,7 @@ class ImageData:
             f"{name}: {len(self.images):,} training and {len(self.test_images):,} test images of"
             f" {self.image_size[0]}x{self.image_size[1]} pixels, {self.classes} classes"
         )
-        self._shuffled: tuple[tuple[int, int], Tensor] | None = None
+        self._order = _EpochOrder(lambda generator: torch.randperm(len(self.images), generator=generator))
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """The steps that show every training image once; the last of them may be smaller."""
@@ -126,7 +139,7 @@ class ImageData:
     def training_batch(self, step: int, batch_size: int, seed: int) -> Batch:
         """The batch of a step: its part of the epoch's own permutation."""
         epoch, position = divmod(step, self.steps_per_epoch(batch_size))
-        chosen = self._order(epoch, seed)[position * batch_size : (position + 1) * batch_size]
+        chosen = self._order.of_epoch(epoch, seed)[position * batch_size : (position + 1) * batch_size]
         return self._scaled(self.images[chosen]), self.labels[chosen]
 
     def validation_batches(self) -> Iterator[Batch]:
@@ -139,12 +152,6 @@ class ImageData:
         """A short hash of the training part: a run goes on only with the data it was started on."""
         content = self.images.numpy().tobytes() + self.labels.numpy().tobytes()
         return hashlib.sha256(content).hexdigest()[:16]
-
-    def _order(self, epoch: int, seed: int) -> Tensor:
-        if self._shuffled is None or self._shuffled[0] != (epoch, seed):
-            order = torch.randperm(len(self.images), generator=generator_of("images", seed, epoch))
-            self._shuffled = (epoch, seed), order
-        return self._shuffled[1]
 
     def _scaled(self, images: Tensor) -> Tensor:
         return (images.float().unsqueeze(1) - self.mean) / self.deviation
@@ -255,6 +262,7 @@ class TextData:
         held_out = int(VALIDATION_SHARE * len(tokens))
         self.training, self.validation = tokens[: len(tokens) - held_out], tokens[len(tokens) - held_out :]
         self.block = block
+        self._order = _EpochOrder(self._shuffled_windows)
         if held_out <= block:
             raise ValueError(
                 f"each part of a text must hold a block and one character more, {block + 1} characters; the last"
@@ -263,13 +271,13 @@ class TextData:
         self.description = f"{name}: {len(tokens):,} characters, {len(self.vocabulary)} different"
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """The steps that read as many characters as the training part has."""
-        return max(1, len(self.training) // (batch_size * self.block))
+        """The full batches of windows, side by side, that the training part holds wherever the first one begins."""
+        return max(1, (len(self.training) // self.block - 1) // batch_size)
 
     def training_batch(self, step: int, batch_size: int, seed: int) -> Batch:
-        """The batch of a step: windows that begin anywhere."""
-        generator = generator_of("text", seed, step)
-        starts = torch.randint(len(self.training) - self.block, (batch_size,), generator=generator)
+        """The batch of a step: its part of the epoch's windows, which lie side by side and are shuffled."""
+        epoch, position = divmod(step, self.steps_per_epoch(batch_size))
+        starts = self._order.of_epoch(epoch, seed)[position * batch_size : (position + 1) * batch_size]
         return self._windows(self.training, starts)
 
     def validation_batches(self) -> Iterator[Batch]:
@@ -283,6 +291,12 @@ class TextData:
         """A short hash of the text: a run goes on only with the text it was started on."""
         content = self.vocabulary.characters.encode("utf-8", "surrogatepass") + self.training.numpy().tobytes()
         return hashlib.sha256(content).hexdigest()[:16]
+
+    def _shuffled_windows(self, generator: torch.Generator) -> Tensor:
+        """Where an epoch's windows begin: each epoch cuts the text elsewhere."""
+        first = int(torch.randint(self.block, (), generator=generator))
+        starts = torch.arange(first, len(self.training) - self.block, self.block)
+        return starts[torch.randperm(len(starts), generator=generator)]
 
     def _windows(self, tokens: Tensor, starts: Tensor) -> Batch:
         windows = tokens[starts[:, None] + torch.arange(self.block + 1)]

@@ -267,9 +267,9 @@ def _write_result(folder: Path, application: Application, history: History, resu
 
 
 def _draw_losses(path: Path, application: Application, result: Result) -> None:
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(8, 5))
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    axes = figure.add_axes((0.1, 0.12, 0.87, 0.8))
     axes.plot(list(result.training_loss), list(result.training_loss.values()), linewidth=0.8, label="training")
     losses = [found["validation_loss"] for found in result.validation.values()]
     axes.plot(list(result.validation), losses, marker="o", markersize=4, label="validation")

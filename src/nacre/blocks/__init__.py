@@ -1,5 +1,10 @@
 """Blocks: layers put together; their cost is the sum of their parts."""
 
+from nacre.blocks import residual, transformer
+from nacre.blocks.residual import ResidualBlock
+from nacre.blocks.transformer import TransformerBlock, TransformerEncoderLayer
 from nacre.core.spec import LayerSpec
 
-BLOCKS: dict[str, LayerSpec] = {}
+__all__ = ["BLOCKS", "ResidualBlock", "TransformerBlock", "TransformerEncoderLayer"]
+
+BLOCKS: dict[str, LayerSpec] = {spec.name: spec for spec in (residual.SPEC, *transformer.SPECS)}

@@ -22,7 +22,10 @@ def unavailable() -> str:
     """
     library = find()
     if library is None:
-        return "the C++ kernels were not built: install nacre where torch and a C++ compiler are found"
+        return (
+            "the C++ kernels were not built: install nacre where torch and a C++ compiler are found, "
+            "with pip install --no-build-isolation"
+        )
     try:
         torch.ops.load_library(library)
     except OSError as error:

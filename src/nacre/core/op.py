@@ -18,6 +18,7 @@ same schema: C++ adds ``STABLE_TORCH_LIBRARY_IMPL(nacre, CPU, m)``, Triton regis
 """
 
 import contextlib
+import functools
 import importlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +36,11 @@ OPS: dict[str, "Op"] = {}
 """Every declared op by its name."""
 
 _AUTOCAST_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA", "xpu": "AutocastXPU", "mps": "AutocastMPS"}
+_ALL_AUTOCAST = functools.reduce(
+    lambda keys, name: keys | torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name)),
+    _AUTOCAST_KEYS.values(),
+    torch._C.DispatchKeySet(torch._C.DispatchKey.Undefined),
+)
 
 
 @dataclass(frozen=True)
@@ -148,6 +154,11 @@ def call(name: str, *arguments: Any) -> Any:
     return OPS[name](*arguments)
 
 
+def _without_autocast() -> Any:
+    """Keeps autocast, which has cast an op's arguments already, from the operations inside the op."""
+    return torch._C._ExcludeDispatchKeyGuard(_ALL_AUTOCAST)
+
+
 class Op:
     """Declares an operator and its backward.
 
@@ -237,7 +248,8 @@ class Op:
     # ---- the formula, as the dispatcher sees it: flat arguments, flat results
 
     def _formula(self, *arguments: Any) -> Any:
-        output, saved = self.forward_formula(*arguments)
+        with _without_autocast():
+            output, saved = self.forward_formula(*arguments)
         if len(self.returns) == 1:
             return output
         results = (output,) if self.outputs == 1 else tuple(output)
@@ -245,7 +257,8 @@ class Op:
 
     def _formula_backward(self, *arguments: Any) -> Any:
         grads, saved, needs = arguments[: self.outputs], arguments[self.outputs : -1], arguments[-1]
-        return self.backward_formula(grads[0] if self.outputs == 1 else grads, saved, needs)
+        with _without_autocast():
+            return self.backward_formula(grads[0] if self.outputs == 1 else grads, saved, needs)
 
     def _fake_forward(self, *arguments: Any) -> Any:
         return _apart(self._formula(*arguments), arguments)
@@ -343,14 +356,13 @@ class Op:
         """
         if self.intermediates:
             given = {**settings, **dict(zip(self.saved, saved, strict=True))}
-            _, saved = self.forward_formula(*(given.get(name) for name in self.arguments))
+            with _without_autocast():
+                _, saved = self.forward_formula(*(given.get(name) for name in self.arguments))
         return self._formula_backward(*grads, *saved, needs)
 
     # ---- autocast
 
     def _make_autocast(self, device: str, policy: str) -> Callable[..., Any]:
-        excluded = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, _AUTOCAST_KEYS[device]))
-
         def cast(value: Any, dtype: torch.dtype) -> Any:
             if not isinstance(value, torch.Tensor) or value.device.type != device:
                 return value
@@ -359,7 +371,7 @@ class Op:
 
         def autocast(*arguments: Any) -> Any:
             dtype = torch.float32 if policy == "float32" else torch.get_autocast_dtype(device)
-            with torch._C._ExcludeDispatchKeyGuard(excluded):
+            with _without_autocast():
                 return self.operator(
                     *(
                         argument if keep else cast(argument, dtype)

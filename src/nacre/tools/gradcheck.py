@@ -18,7 +18,7 @@ from nacre.tools.gradcheck_compare import (
     against_reference,
     analytic_gradients,
     incoming_gradients,
-    zero_gradients,
+    vanishing_gradients,
 )
 from nacre.tools.gradcheck_numeric import ROUNDING
 from nacre.tools.gradcheck_report import GradientError, GradientReport, GradientResult
@@ -178,12 +178,7 @@ def _check(subject: Subject, reference: Any, second_order: bool, settings: Setti
         return
     findings.comparisons, notes = against_differences(subject, incoming, gradients, settings)
     findings.notes += notes
-    wrong = {found.result.name for found in findings.comparisons if not found.result.ok}
-    findings.notes += [
-        f"{name}: the gradient is zero, as are finite differences; the output does not depend on it, or in steps only"
-        for name in zero_gradients(subject.leaves, gradients)
-        if name not in wrong
-    ]
+    findings.notes += vanishing_gradients(subject.leaves, gradients, findings.comparisons)
     model = None
     if reference is not None:
         model, notes = prepare_reference(reference, subject)

@@ -137,15 +137,15 @@ def _entries(
 ) -> list[Comparison]:
     analytic = {output: _filled(gradient, leaf).flatten()[positions] for output, gradient in gradients.items()}
     values = {output: chosen.tolist() for output, chosen in analytic.items()}
+    scale = {output: largest(chosen) for output, chosen in analytic.items()}
     verdicts: dict[str, list[Verdict]] = {output: [] for output in gradients}
     suspects: dict[int, float] = {}
     for row, position in enumerate(positions):
         for output, slopes in differences.slopes(EntryMove(leaf.tensor, position)).items():
-            verdict, suspicious = differences.first_look(values[output][row], slopes)
+            verdict, suspicious = differences.first_look(values[output][row], slopes, scale[output])
             verdicts[output].append(verdict)
             if suspicious:
                 suspects[row] = max(suspects.get(row, 0.0), verdict.excess(values[output][row]))
-    scale = {output: largest(chosen) for output, chosen in analytic.items()}
     confirmed = 0
     for row in sorted(suspects, key=lambda row: -suspects[row]):
         if confirmed == ENOUGH:
@@ -153,7 +153,8 @@ def _entries(
         rungs = differences.ladder(EntryMove(leaf.tensor, positions[row]))
         for output in gradients:
             along = [rung[output] for rung in rungs]
-            verdicts[output][row] = differences.closer_look(values[output][row], along, scale[output])
+            first = verdicts[output][row]
+            verdicts[output][row] = differences.closer_look(first, values[output][row], along, scale[output])
         confirmed += not all(verdicts[output][row].ok for output in gradients)
     comparisons = []
     for output, gradient in gradients.items():
@@ -211,10 +212,10 @@ def _along(
 ) -> tuple[float, Verdict]:
     move = DirectionMove(leaf.tensor, direction)
     analytic = _product(gradient, direction)
-    verdict, suspicious = differences.first_look(analytic, differences.slopes(move)[output])
+    verdict, suspicious = differences.first_look(analytic, differences.slopes(move)[output], abs(analytic))
     if suspicious:
         rungs = [rung[output] for rung in differences.ladder(move)]
-        verdict = differences.closer_look(analytic, rungs, abs(analytic))
+        verdict = differences.closer_look(verdict, analytic, rungs, abs(analytic))
     return analytic, verdict
 
 
@@ -239,8 +240,10 @@ def _trace(
             errors.append(abs(_product(gradient, part) - slopes.central))
         first, last = (first, middle) if errors[0] >= errors[1] else (middle, last)
     analytic = float(gradient.flatten()[first])
-    rungs = [rung[output] for rung in differences.ladder(EntryMove(leaf.tensor, first))]
-    verdict = differences.closer_look(analytic, rungs, abs(analytic))
+    move = EntryMove(leaf.tensor, first)
+    scale = largest(gradient)
+    verdict, _ = differences.first_look(analytic, differences.slopes(move)[output], scale)
+    verdict = differences.closer_look(verdict, analytic, [rung[output] for rung in differences.ladder(move)], scale)
     return None if verdict.ok else (first, analytic, verdict)
 
 
@@ -295,7 +298,8 @@ def _result(
     for error, value, verdict in zip(errors, values, verdicts, strict=True):
         larger = max(abs(value), abs(verdict.expected))
         # what the tolerance allows beyond rtol is the comparison's own error
-        relative.append(error / max(larger, verdict.tolerance / rtol - larger) if error else 0.0)
+        floor = max(larger, verdict.tolerance / rtol - larger)
+        relative.append(error / floor if floor else error)
     worst = max(range(len(verdicts)), key=lambda row: verdicts[row].excess(values[row]))
     result = replace(
         result,
@@ -326,13 +330,25 @@ def _mark_swapped(comparisons: list[Comparison]) -> None:
                 first.result = replace(first.result, hint=hint)
 
 
-def zero_gradients(leaves: Sequence[Leaf], gradients: Gradients) -> list[str]:
-    """The tensors whose gradient is zero everywhere, for every output."""
-    return [
-        leaf.name
-        for number, leaf in enumerate(leaves)
-        if leaf.tensor.numel() and not any(largest(found[number]) for found in gradients.values())
-    ]
+def vanishing_gradients(leaves: Sequence[Leaf], gradients: Gradients, comparisons: list[Comparison]) -> list[str]:
+    """What is to be said of right gradients that are zero for every output: a layer is rarely meant so."""
+    notes = []
+    for number, leaf in enumerate(leaves):
+        results = [found.result for found in comparisons if found.result.name == leaf.name]
+        if leaf.tensor.numel() == 0 or not all(result.ok for result in results):
+            continue
+        sizes = {output: largest(found[number]) for output, found in gradients.items()}
+        if not any(sizes.values()):
+            notes.append(
+                f"{leaf.name}: the gradient is zero, as are finite differences; the output does not depend on it, "
+                "or in steps only"
+            )
+        elif all(sizes[result.output] <= result.tolerance for result in results):
+            notes.append(
+                f"{leaf.name}: the gradient, of {max(sizes.values()):.0e} at most, is too small for finite differences "
+                "to tell from zero"
+            )
+    return notes
 
 
 def _filled(gradient: Tensor | None, leaf: Leaf) -> Tensor:

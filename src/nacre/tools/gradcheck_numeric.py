@@ -113,7 +113,8 @@ class Verdict:
         expected: the value it should have; NaN where there is none.
         tolerance: how far from it is still right.
         kink: whether the function has a kink here.
-        settled: whether the differences approach a value as the step shrinks.
+        settled: whether the differences approach a value as the step shrinks; of one step size, whether nothing
+            speaks against it.
     """
 
     ok: bool
@@ -180,54 +181,66 @@ class FiniteDifferences:
             changes[name] = change * self._weights[name]
         return changes
 
-    def first_look(self, analytic: float, slopes: Slopes) -> tuple[Verdict, bool]:
-        """The verdict of one step size, and whether the entry deserves a closer look."""
+    def first_look(self, analytic: float, slopes: Slopes, scale: float) -> tuple[Verdict, bool]:
+        """The verdict of one step size, and whether the entry deserves a closer look.
+
+        ``scale`` is the largest analytic value of the tensor.
+        """
         tolerance = self._tolerance(analytic, slopes.central) + slopes.noise
         ok = math.isfinite(analytic) and abs(analytic - slopes.central) <= tolerance
         smooth = slopes.gap <= 1e-3 * slopes.size + 4 * slopes.noise
-        return Verdict(ok, slopes.central, tolerance), not (ok and smooth)
+        sharp = slopes.noise <= max(1e-4 * scale, self._atol)
+        return Verdict(ok, slopes.central, tolerance, settled=ok and smooth), not (ok and smooth and sharp)
 
     def ladder(self, move: Move) -> list[dict[str, Slopes]]:
         """The differences at every step size."""
         return [self.slopes(move, step) for step in LADDER]
 
-    def closer_look(self, analytic: float, rungs: list[Slopes], scale: float) -> Verdict:
-        """The verdict of all step sizes; ``scale`` is the largest analytic value of the tensor."""
+    def closer_look(self, first: Verdict, analytic: float, rungs: list[Slopes], scale: float) -> Verdict:
+        """The verdict of all step sizes."""
         rungs = list(itertools.takewhile(lambda rung: math.isfinite(rung.size), rungs))
-        if len(rungs) < 2:
-            return Verdict(False, math.nan, 0.0)
-        if not math.isfinite(analytic):
-            return Verdict(False, rungs[0].central, 0.0)
+        if not math.isfinite(analytic) or len(rungs) < 2:
+            return Verdict(False, rungs[0].central if rungs else math.nan, 0.0)
+        best, error = best_rung(rungs, UNSETTLED * scale + self._atol)
+        tolerance = self._tolerance(analytic, best.central) + 10 * error
+        resolution = UNSETTLED * max(abs(best.central), scale) + self._atol
+        reliable = 10 * error <= resolution
+
         bottom, above = rungs[:2]
-        slack = self._tolerance(bottom.low, bottom.high) + bottom.noise
+        slack = self._slack(bottom, bottom)
         steady = _is_steady(rungs)
         kink = steady and bottom.gap > max(2 * slack, 0.5 * above.gap)
-        nearest = min(max(analytic, bottom.low), bottom.high)
-        if steady and self._is_between(analytic, rungs):
-            return Verdict(True, nearest, slack, kink)
-        if kink:
-            return Verdict(False, nearest, slack, kink)
-        best, error = best_rung(rungs)
-        value, resolution = best.central, UNSETTLED * max(abs(best.central), scale)
-        straight = best.gap <= max(0.25 * best.size, resolution, self._atol) + 10 * error
-        if straight and 10 * error <= max(resolution, self._atol):
-            tolerance = self._tolerance(analytic, value) + 10 * error
-            return Verdict(abs(analytic - value) <= tolerance, value, tolerance)
+        if kink or (steady and self._bounds(rungs) <= (10 * tolerance if reliable else resolution)):
+            nearest = min(max(analytic, bottom.low), bottom.high)
+            if self._is_between(analytic, rungs):
+                return Verdict(True, nearest, slack, kink)
+            if kink:
+                return Verdict(False, nearest, slack, kink)
+        if reliable:
+            return Verdict(abs(analytic - best.central) <= tolerance, best.central, tolerance)
         # a jump or a kink near by spoils the large steps; the two smallest may lie on this side of it
-        settled = abs(bottom.central - above.central) <= slack
-        ok = settled and abs(analytic - bottom.central) <= slack
-        return Verdict(ok, bottom.central if settled else math.nan, slack, settled=settled)
+        if slack <= resolution and abs(bottom.central - above.central) <= slack:
+            return Verdict(abs(analytic - bottom.central) <= slack, bottom.central, slack)
+        # nothing spoke against the first look but that it cannot tell small values apart
+        return first if first.settled else Verdict(False, math.nan, 0.0, settled=False)
+
+    def _slack(self, rung: Slopes, below: Slopes) -> float:
+        """How far outside its one-sided slopes, seen from the next smaller step's, a value may lie."""
+        bend = abs(rung.low - below.low) + abs(rung.high - below.high)
+        return self._tolerance(rung.low, rung.high) + rung.noise + bend
+
+    def _bounds(self, rungs: list[Slopes]) -> float:
+        """How closely the one-sided slopes confine a value, at best."""
+        lower = [rungs[0], *rungs]
+        return min(rung.gap / 2 + self._slack(rung, below) for rung, below in zip(rungs[:4], lower, strict=False))
 
     def _is_between(self, analytic: float, rungs: list[Slopes]) -> bool:
         """Whether a value lies between the one-sided slopes at every step up to the usual one."""
-        below = rungs[0]
-        for rung in rungs[:4]:
-            bend = abs(rung.low - below.low) + abs(rung.high - below.high)
-            slack = self._tolerance(rung.low, rung.high) + rung.noise + bend
-            if not rung.low - slack <= analytic <= rung.high + slack:
-                return False
-            below = rung
-        return True
+        lower = [rungs[0], *rungs]
+        return all(
+            rung.low - self._slack(rung, below) <= analytic <= rung.high + self._slack(rung, below)
+            for rung, below in zip(rungs[:4], lower, strict=False)
+        )
 
     def _tolerance(self, *values: float) -> float:
         return self._atol + self.rtol * max(abs(value) for value in values)
@@ -241,8 +254,11 @@ def _is_steady(rungs: list[Slopes]) -> bool:
     )
 
 
-def best_rung(rungs: list[Slopes]) -> tuple[Slopes, float]:
-    """The differences whose estimated error is least, and that error.
+def best_rung(rungs: list[Slopes], negligible: float) -> tuple[Slopes, float]:
+    """The differences whose estimated error is least, and that error; infinite where no step will do.
+
+    Steps at which the function bends, so that its one-sided slopes differ by more than half their mean and by more than
+    is ``negligible``, are left out: beyond a kink near by, the central difference tends to the mean of its two sides.
 
     Where rounding rules, ``step * (change to the next rung)`` is the same everywhere: its largest value over the small
     steps is the rounding of v . y. Where truncation rules, the change grows 64 times from rung to rung, and the next
@@ -254,5 +270,10 @@ def best_rung(rungs: list[Slopes]) -> tuple[Slopes, float]:
         if following < 8 * change:
             rounding = max(rounding, rung.step * change)
     errors = [rounding / rung.step + change / 32 for rung, change in zip(rungs, changes, strict=False)]
-    best = min(range(len(errors)), key=errors.__getitem__)
-    return rungs[best], errors[best]
+    straight = [
+        (error, rung)
+        for error, rung in zip(errors, rungs, strict=False)
+        if rung.gap <= max(0.25 * rung.size, negligible) + 10 * error
+    ]
+    error, rung = min(straight, key=lambda pair: pair[0], default=(math.inf, rungs[0]))
+    return rung, error

@@ -1,4 +1,4 @@
-"""Attention: formula.py, cost.py, scaled_dot_product.py, multi_head.py, layer.py and cases.py, to be read in this order."""
+"""Attention: to be read in the order formula.py, cost.py, scaled_dot_product.py, multi_head.py, layer.py, cases.py."""
 
 import torch
 

@@ -27,7 +27,7 @@ def check_attention(
             raise check.error(
                 RuntimeError,
                 "attention is causal or has an attn_mask, not both",
-                f"is_causal=True and an attn_mask of shape {check.shape(mask)}",
+                f"is_causal=True and attn_mask of shape {check.shape(mask)}",
                 "Did you mean attn_mask.tril()?" if mask.dtype is torch.bool else "",
             )
     check_dropout(RuntimeError, dropout_p)
@@ -72,10 +72,16 @@ def _scores_batch(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -
     try:
         torch.broadcast_shapes(*batches)
     except RuntimeError:
-        fix = "" if enable_gqa else "Did you mean enable_gqa=True?"
+        fix = "Did you mean enable_gqa=True?" if _may_group(query, key, enable_gqa) else ""
         rule = "the leading dimensions of query, key and value broadcast"
         raise check.error(RuntimeError, rule, shapes(query=query, key=key, value=value), fix) from None
     return tuple(torch.broadcast_shapes(*batches[:2]))
+
+
+def _may_group(query: Tensor, key: Tensor, enable_gqa: bool) -> bool:
+    if enable_gqa or min(query.dim(), key.dim()) < 3:
+        return False
+    return key.shape[-3] > 0 and query.shape[-3] % key.shape[-3] == 0
 
 
 def _check_mask(query: Tensor, mask: Tensor, scores: tuple[int, ...]) -> None:
@@ -86,7 +92,7 @@ def _check_mask(query: Tensor, mask: Tensor, scores: tuple[int, ...]) -> None:
         raise check.error(
             RuntimeError,
             f"an attn_mask broadcasts to the scores of every query with every key, here {scores}",
-            f"an attn_mask of shape {check.shape(mask)}",
+            f"attn_mask of shape {check.shape(mask)}",
         )
 
 
@@ -99,14 +105,14 @@ def check_mask_dtype(query: Tensor, *masks: Tensor | None, only: bool = False) -
         only: whether torch takes masks of the query's dtype only, not also float32.
     """
     given = [query.dtype if mask.dtype is torch.bool else mask.dtype for mask in masks if mask is not None]
-    if not given or torch.is_autocast_enabled(query.device.type):
+    if not given or check.under_autocast(query):
         return
     if functools.reduce(torch.promote_types, given) not in (query.dtype, query.dtype if only else torch.float32):
         raise check.error(
             RuntimeError,
             f"an attention mask is of dtype bool{'' if only else ', float32'} or that of the query",
             f"a mask of dtype {' and one of dtype '.join(map(str, given))}, and a query of dtype {query.dtype}",
-            "Convert the mask with .to(query.dtype).",
+            f"Did you mean a mask of dtype {query.dtype}, or bool?",
         )
 
 

@@ -95,20 +95,21 @@ def cost(
     attn_mask_gradient: bool = False,
     padding_mask_gradient: bool = False,
 ) -> Cost:
-    """The exact bill, for N batch elements, L queries, S keys of the input and T with the layer's own, H heads of E / H.
+    """The exact bill: N batch elements, L queries, S keys of the input and T with the layer's own, H heads of E / H.
 
     Forward, FLOPs: each of the N L E values of Q and of the output sums E products, each of the N S E of K (of V) kdim
-    (vdim); each of the N H L T scores sums E / H products, and each of the N L E values of the heads T. A causal mask saves
-    none of it: the convention counts the whole L x T, as papers do.
-    Forward, an element: the bias (1 for each value of Q, K, V and the output, with bias), the scale (1 for each value of
-    Q); each of the N H L T scores: one for each mask, its part in the row's maximum, subtract, exponential, sum, divide
-    (5), the dropout (1), its part in the mean over heads (1, with averaged weights); each of the N H L rows: logarithm
-    and addition for the log-sum-exp (2).
+    (vdim); each of the N H L T scores sums E / H products, and each of the N L E values of the heads T. A causal mask
+    saves none of it: the whole L x T counts, as in papers.
+    Forward, an element: the bias (1 for each value of Q, K, V and the output, with bias), the scale (1 for each value
+    of Q); each of the N H L T scores: one for each mask, its part in the row's maximum, subtract, exponential, sum,
+    divide (5), the dropout (1), its part in the mean over heads (1, with averaged weights); each of the N H L rows:
+    logarithm and addition for the log-sum-exp (2).
     Backward, FLOPs: a projection has one product for its weight and one for its input, each as large as forward;
     attention computes the scores again, and has one product each for dV, dW, dQ and dK: five in all, of 2 N L T E each.
-    Backward, an element: the bias's sum and the scale as forward, the scale of dQ and dK; each score: the masks, subtract
-    and exponential, the dropout of P and of dW, its part in r (3), subtract r and multiply by P (2), the sum of each mask's
-    gradient; each row: the division of r; with weights, the gradient of their mean and its addition to dW.
+    Backward, an element: the bias's sum and the scale as forward, the scale of dQ and dK; each score: the masks,
+    subtract and exponential (2), the dropout of P and of dW, its part in r (3), subtract r and multiply by P (2), the
+    sum of each mask's gradient; each row: the division of r; with weights, the gradient of their mean and its addition
+    to dW.
     Kept: the inputs; Q, K, V and the heads' outputs, which are the input of the last projection; one log-sum-exp a row;
     the masks as the op takes them; the seed of the dropout.
     """
@@ -133,10 +134,10 @@ def cost(
     ds = _either(_either(dq, dk), _either(attn_mask_gradient, padding_mask_gradient))
     attends = _either(ds, dv)
     asked = query_gradient * q + key_gradient * other_keys + value_gradient * other_values
-    saved = (
-        itemsize * (dq * q + dk * other_keys + dv * other_values + _either(attends, out_gradient) * heads)
-        + attends * (itemsize * (q + 2 * kv) + rows * statistics_itemsize + mask_bytes + 8 * dropout)
+    kept = (
+        dq * q + dk * other_keys + dv * other_values + attends * (q + 2 * kv) + _either(attends, out_gradient) * heads
     )
+    saved = itemsize * kept + attends * (rows * statistics_itemsize + mask_bytes + 8 * dropout)
     return Cost(
         parameters=own_in + own_out,
         flops=2 * (project_q + project_k + project_v + project_out + 2 * product),
@@ -166,5 +167,5 @@ def cost(
     )
 
 
-def _either(one: bool, other: bool) -> int:
+def _either(one: int, other: int) -> int:
     return 1 - (1 - one) * (1 - other)

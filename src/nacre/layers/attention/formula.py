@@ -24,6 +24,8 @@ A row whose every key is masked has no mean. Its output is 0, and l = +inf gives
 weights are a result, weights and output are NaN, as 0 / 0 is.
 """
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -74,10 +76,9 @@ def backward(grads: tuple[Tensor | None, Tensor | None], saved: tuple, needs: li
 
 
 def score_gradient(g: Tensor | None, h: Tensor | None, p: Tensor, d: Tensor | None, v: Tensor) -> Tensor:
-    """dA, from the gradients that arrive at the output and at the weights; either may be missing."""
-    dw = h if g is None else (g @ v.mT).sum_to_size(p.shape)
-    if g is not None and h is not None:
-        dw = dw + h
+    """dA, from the gradients that arrive at the output and at the weights; one of them may be missing."""
+    from_output = None if g is None else (g @ v.mT).sum_to_size(p.shape)
+    dw = functools.reduce(torch.add, (part for part in (from_output, h) if part is not None))
     dp = dw if d is None else dw * d
     r = (p * dp).sum(-1, True) / p.sum(-1, True).clamp_min(0.5)  # an empty row has P = 0
     return p * (dp - r)
@@ -108,4 +109,3 @@ def softmax(scores: Tensor, need_weights: bool) -> tuple[Tensor, Tensor]:
 def dropout(seed: Tensor, like: Tensor, p: float) -> Tensor:
     """D."""
     return keep_mask(seed, like.shape, p).to(like.dtype) * (1 / (1 - p) if p < 1 else 0.0)
-

@@ -42,9 +42,9 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         - output: as the query; weights: (N, L, S), or (N, H, L, S) if not averaged; without N if there is no batch
 
     Numerics:
-        Scores and weights of float16 and bfloat16 are computed in float32, every product of a projection is rounded once.
-        The weights are computed again in the backward, never kept. A query whose every key is masked gets NaN where
-        the weights are returned, as in torch.nn, and otherwise attends to nothing.
+        Scores and weights of float16 and bfloat16 are computed in float32, each projection is rounded once. The weights
+        are computed again in the backward, never kept. A query whose every key is masked gets NaN where the weights are
+        returned, as in torch.nn, and otherwise attends to nothing.
 
     Raises:
         AssertionError: num_heads does not divide embed_dim; shapes of query, key, value or masks do not fit together.

@@ -1,7 +1,7 @@
 """The masks of MultiheadAttention as the op ``attention`` takes them.
 
-torch.nn's bool masks are True where a key is ignored, the op's where it takes part. Masks of numbers, which are added to
-the scores, are the same to both.
+torch.nn's bool masks are True where a key is ignored, the op's where it takes part. Masks of numbers, which are added
+to the scores, are the same to both.
 """
 
 import torch

@@ -8,7 +8,13 @@ from nacre.core.op import call, torch_instead, unserved
 from nacre.layers.attention.checks import check_dropout, check_operands
 from nacre.layers.attention.layout import each_once, merge_heads
 from nacre.layers.attention.masks import masks_of_scores
-from nacre.layers.attention.multi_head_checks import check_dimensions, check_hint, check_weights, check_widths
+from nacre.layers.attention.multi_head_checks import (
+    check_dimensions,
+    check_hint,
+    check_out_projection,
+    check_widths,
+    in_projection,
+)
 from nacre.layers.attention.projection import project_heads
 from nacre.layers.attention.scaled_dot_product import attend
 
@@ -108,13 +114,13 @@ def multi_head_attention_forward(
         query, key, value = each_once(lambda rows: rows.unsqueeze(1), query, key, value)
         key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
     check_widths(query, key, value, embed_dim_to_check, num_heads, use_separate_proj_weight)
-    check_weights(query, key, value, in_proj_weight, separate, in_proj_bias, out_proj_weight)
+    weight = in_projection(query, key, value, in_proj_weight, separate, in_proj_bias)
+    check_out_projection(query.shape[-1], out_proj_weight)
     check.same_dtype("MultiheadAttention", query=query, key=key, value=value, weight=out_proj_weight)
     check.same_device("MultiheadAttention", query=query, key=key, value=value, weight=out_proj_weight)
 
     q, k, v = project_heads(
-        *(query, key, value, num_heads, in_proj_weight if separate is None else separate, in_proj_bias),
-        *(bias_k, bias_v, static_k, static_v, add_zero_attn),
+        query, key, value, num_heads, weight, in_proj_bias, bias_k, bias_v, static_k, static_v, add_zero_attn
     )
     check_operands(q, k, v)
     # the hint serves where the causal mask is all there is to know
@@ -128,7 +134,7 @@ def multi_head_attention_forward(
     if not need_weights:
         return output, None
     # in autocast torch's softmax returns float32 on every device but a CPU
-    if query.device.type != "cpu" and torch.is_autocast_enabled(query.device.type):
+    if query.device.type != "cpu" and check.under_autocast(query):
         weights = weights.float()
     weights = weights.mean(1) if average_attn_weights else weights
     return output, weights if batched else weights.squeeze(0)

@@ -22,11 +22,11 @@ def check_dimensions(
             "query should be an unbatched 2-D or a batched 3-D tensor",
             f"a query of shape {check.shape(query)}",
         )
-    kind = "batched (3-D)" if query.dim() == 3 else "unbatched (2-D)"
+    kind = "a batched (3-D)" if query.dim() == 3 else "an unbatched (2-D)"
     if key.dim() != query.dim() or value.dim() != query.dim():
         raise check.error(
             AssertionError,
-            f"for a {kind} query, key and value are {query.dim()}-D too",
+            f"for {kind} query, key and value are {query.dim()}-D too",
             shapes(query=query, key=key, value=value),
         )
     _check_mask("key_padding_mask", key_padding_mask, kind, (query.dim() - 1,))
@@ -41,14 +41,14 @@ def _check_mask(name: str, mask: Tensor | None, kind: str, dimensions: tuple[int
     if mask.dim() not in dimensions:
         raise check.error(
             AssertionError,
-            f"for a {kind} query, {name} is {' or '.join(f'{count}-D' for count in dimensions)}",
-            f"a {name} of shape {check.shape(mask)}",
+            f"for {kind} query, {name} is {' or '.join(f'{count}-D' for count in dimensions)}",
+            f"{name} of shape {check.shape(mask)}",
         )
     if mask.dtype is not torch.bool and not mask.is_floating_point():
         raise check.error(
             AssertionError,
             f"only bool and floating types of {name} are supported",
-            f"a {name} of dtype {mask.dtype}",
+            f"{name} of dtype {mask.dtype}",
             f"Did you mean {name}.bool()?",
         )
 
@@ -65,26 +65,30 @@ def check_hint(is_causal: bool, attn_mask: Tensor | None) -> None:
 
 
 def check_widths(query: Tensor, key: Tensor, value: Tensor, embed_dim: int, num_heads: int, separate: bool) -> None:
-    """Widths that agree with the layer's, and keys that agree with their values; all three batched."""
+    """Widths that agree with the layer's, and keys that agree with their values; all three are (rows, N, features)."""
     if query.shape[-1] != embed_dim:
         raise check.error(
             AssertionError,
-            f"attention over {embed_dim} features takes a query (L, N, {embed_dim})",
-            f"a query of shape {check.shape(query)}",
-            f"Was expecting embedding dimension of {embed_dim}, but got {query.shape[-1]}.",
+            f"attention was expecting an embedding dimension of {embed_dim}, the last of the query",
+            f"a query {_sizes(query)}",
+            f"Did you mean embed_dim = {query.shape[-1]}?",
         )
     check_heads(embed_dim, num_heads)
     if key.shape[:2] != value.shape[:2] if separate else key.shape != value.shape:
-        rule = "key and value have one length and one batch size" if separate else "key and value have one shape"
-        fix = "" if separate else "A value of another width needs kdim or vdim, and weights of its own."
-        raise check.error(AssertionError, rule, shapes(key=key, value=value), fix)
+        rule = "key and value have one length and batch size" if separate else "key and value have one shape"
+        fix = "" if separate else "A value of another width needs vdim."
+        raise check.error(AssertionError, rule, f"a key {_sizes(key)}, and a value {_sizes(value)}", fix)
     if key.shape[1] != query.shape[1]:
         raise check.error(
             RuntimeError,
-            "query and key have one batch size, in dimension 1 of (L, N, E)",
-            shapes(query=query, key=key),
-            "Did you mean batch_first=True?" if key.shape[0] == query.shape[0] else "",
+            "query and key have one batch size",
+            f"a query {_sizes(query)}, and a key {_sizes(key)}",
+            "The batch is dimension 0 with batch_first=True, else dimension 1.",
         )
+
+
+def _sizes(rows: Tensor) -> str:
+    return f"of length {rows.shape[0]}, batch size {rows.shape[1]} and {rows.shape[2]} features"
 
 
 def check_heads(embed_dim: int, num_heads: int) -> None:
@@ -98,45 +102,60 @@ def check_heads(embed_dim: int, num_heads: int) -> None:
         )
 
 
-def check_weights(
+def in_projection(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    in_proj_weight: Tensor | None,
+    packed: Tensor | None,
     separate: tuple[Tensor | None, Tensor | None, Tensor | None] | None,
-    in_proj_bias: Tensor | None,
-    out_proj_weight: Tensor,
-) -> None:
-    """Projections that fit their inputs; ``separate`` are the weights of query, key and value where each has its own."""
+    bias: Tensor | None,
+) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+    """The weight of query, key and value together, or of each where they are separate: known to fit the inputs."""
     width = query.shape[-1]
-    if separate is None:
-        if in_proj_weight is None:
-            raise check.error(
-                AssertionError, "without use_separate_proj_weight, in_proj_weight is needed", "in_proj_weight = None"
-            )
-        _check_shape(RuntimeError, "in_proj_weight", in_proj_weight, (3 * width, width))
-        if key.shape[-1] != width:
-            raise check.error(
-                RuntimeError,
-                f"in_proj_weight projects keys and values of width {width} as it does queries",
-                shapes(key=key, value=value),
-                "Keys or values of another width need kdim or vdim.",
-            )
-    else:
-        for name, weight, input in zip("qkv", separate, (query, key, value), strict=True):
-            label = f"{name}_proj_weight"
-            if weight is None:
-                raise check.error(
-                    AssertionError, f"with use_separate_proj_weight, {label} is needed", f"{label} = None"
-                )
-            _check_shape(AssertionError, label, weight, (width, input.shape[-1]))
-    if in_proj_bias is not None:
-        _check_shape(RuntimeError if separate is None else AssertionError, "in_proj_bias", in_proj_bias, (3 * width,))
-    if out_proj_weight.dim() != 2 or out_proj_weight.shape[1] != width:
+    if bias is not None:
+        _check_shape(RuntimeError if separate is None else AssertionError, "in_proj_bias", bias, (3 * width,))
+    if separate is not None:
+        q_weight, k_weight, v_weight = separate
+        return (
+            _own_weight("query", query, q_weight, width),
+            _own_weight("key", key, k_weight, width),
+            _own_weight("value", value, v_weight, width),
+        )
+    if packed is None:
+        raise check.error(
+            AssertionError, "without use_separate_proj_weight, in_proj_weight is needed", "in_proj_weight = None"
+        )
+    _check_shape(RuntimeError, "in_proj_weight", packed, (3 * width, width))
+    if key.shape[-1] != width:
+        raise check.error(
+            RuntimeError,
+            f"in_proj_weight projects keys and values of {width} features, as many as the query has",
+            f"a key {_sizes(key)}",
+            "Keys and values of another width need kdim and vdim.",
+        )
+    return packed
+
+
+def _own_weight(name: str, input: Tensor, weight: Tensor | None, width: int) -> Tensor:
+    label = f"{name[0]}_proj_weight"
+    if weight is None:
+        raise check.error(AssertionError, f"with use_separate_proj_weight, {label} is needed", f"{label} = None")
+    if tuple(weight.shape) != (width, input.shape[-1]):
+        raise check.error(
+            AssertionError,
+            f"{label} is of shape (embed_dim, features of the {name}), here {(width, input.shape[-1])}",
+            f"{label} of shape {check.shape(weight)}",
+        )
+    return weight
+
+
+def check_out_projection(width: int, weight: Tensor) -> None:
+    """It takes what all heads together give."""
+    if weight.dim() != 2 or weight.shape[1] != width:
         raise check.error(
             RuntimeError,
             f"out_proj_weight takes the {width} features of all heads together",
-            f"an out_proj_weight of shape {check.shape(out_proj_weight)}",
+            f"out_proj_weight of shape {check.shape(weight)}",
         )
 
 
@@ -166,7 +185,7 @@ def check_own_keys(
             raise check.error(
                 AssertionError,
                 f"{name} is of shape (N H, S, E / H), here ({heads}, S, {head_dim})",
-                f"a {name} of shape {check.shape(static)}",
+                f"{name} of shape {check.shape(static)}",
             )
 
 
@@ -177,7 +196,7 @@ def check_attention_mask(mask: Tensor, batch: int, heads: int, queries: int, key
             RuntimeError,
             f"attn_mask is of shape (L, S), here ({queries}, {keys}), or (N H, L, S), here"
             f" ({batch * heads}, {queries}, {keys})",
-            f"an attn_mask of shape {check.shape(mask)}",
+            f"attn_mask of shape {check.shape(mask)}",
             "Did you mean attn_mask.T?" if tuple(mask.shape) == (keys, queries) else "",
         )
 
@@ -188,6 +207,6 @@ def check_padding_mask(mask: Tensor, batch: int, keys: int) -> None:
         raise check.error(
             AssertionError,
             f"key_padding_mask is of shape (N, S), here ({batch}, {keys})",
-            f"a key_padding_mask of shape {check.shape(mask)}",
+            f"key_padding_mask of shape {check.shape(mask)}",
             "Did you mean key_padding_mask.T?" if tuple(mask.shape) == (keys, batch) else "",
         )

@@ -59,16 +59,16 @@ def scaled_dot_product_attention(
     Numerics:
         float16 and bfloat16 are computed in float32 and rounded once. The largest score of a row is subtracted before
         the exponential. A query whose every key is masked gets 0. The weights are never kept for the backward, which
-        computes them again from one number a query; dropped weights come from a counter-based generator keyed by torch's.
+        computes them again from one number a query, and the mask of the dropout again from one seed.
 
     Raises:
-        RuntimeError: shapes, dtypes or devices do not match; dropout_p is not a probability; is_causal with an attn_mask,
-            but for queries (N, H, L, E) on a CPU without dropout, where both apply, as in torch.
+        RuntimeError: shapes, dtypes or devices do not match; dropout_p is not a probability; is_causal with an
+            attn_mask, but for queries (N, H, L, E) on a CPU without dropout, where both apply, as in torch.
         IndexError: enable_gqa without a dimension of heads.
 
     Cost:
-        2 L S (E + E_v) FLOPs a head, also where it is causal, and 2 L S (3 E + 2 E_v) backward; the
-        inputs and L numbers a head kept for the backward.
+        2 L S (E + E_v) FLOPs a head, also where it is causal, and 2 L S (3 E + 2 E_v) backward; the inputs and L
+        numbers a head kept for the backward.
 
     Paper:
         Vaswani et al., "Attention Is All You Need", 2017, arXiv:1706.03762; Dao et al., "FlashAttention", 2022,

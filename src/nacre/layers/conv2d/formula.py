@@ -1,7 +1,6 @@
 """Conv2d: every output value is the inner product of a kernel and the window of the input under it, plus a bias.
 
-The three products of a convolution are one sum, :func:`correlate`. For an input x of C channels and kernels w of
-C channels and I taps, with stride s and dilation d (shown for rows; columns go alike):
+The three products of a convolution are one sum, here for the rows, with stride s and dilation d (columns go alike):
 
     correlate(x, w, s, d)[n, o, p] = sum over c, i of x[n, c, p s + i d] w[o, c, i]
 
@@ -17,9 +16,9 @@ Backward, with g = dL/dy. Tap i of output row p reads row p s + i d of x, hence
 
 The gradient of the weight is a correlation of x with g in which stride and dilation change places and samples play
 the part of channels. That of the input is the full correlation of g, its rows spread s apart with zeros between them,
-with the flipped kernel, input and output channels exchanged. Products with those zeros are left out: row a = s m + r
-meets only the taps whose reach i d has the remainder r when divided by s. So each remainder becomes an output channel
-of a correlation with stride 1, whose rows are then woven together.
+with the flipped kernel, input and output channels exchanged. Nearly all products with those zeros are left out: row
+a = s m + r meets only the taps whose reach i d has the remainder r when divided by s. So each remainder becomes an
+output channel of a correlation with stride 1, whose rows are then woven together.
 
 Groups are an axis of their own, over which nothing is summed. Letters of the shapes: N samples, G groups, C input and
 O output channels of one group, H x W input, P x Q output, I x J kernel.

@@ -61,8 +61,8 @@ def cost(
     itemsize: int = 4,
     target_itemsize: int = 8,
     statistics_itemsize: int = 4,
-    input_gradient: bool = True,
-    target_gradient: bool = False,
+    input_gradient: int = True,
+    target_gradient: int = False,
 ) -> Cost:
     """The exact bill.
 

@@ -53,16 +53,16 @@ def backward(grad: Tensor, saved: tuple, needs: list[bool]) -> tuple[Tensor | No
     g = formula.token_gradient(grad.to(maximum.dtype), aim, reduction).expand(maximum.squeeze(1).shape)
     rows = chunk or chunk_rows(input, linear_weight)
     token_needs = [any(needs[:3]), *needs[3:]]
-    by_row, sums = [], (None, None, None)
-    for x, classes, *statistics, g_x in chunks(rows, input, target, maximum, log_sum, g):
+    by_row: list[tuple[Tensor | None, ...]] = []
+    sums: list[Tensor | None] = [None, None, None]
+    for x, classes, m, log_s, g_x in chunks(rows, input, target, maximum, log_sum, g):
         z = logits(x, linear_weight, linear_bias, maximum.dtype)
-        dz, dq, dv = tokens.gradients(g_x, z, *statistics, aim._replace(classes=classes), token_needs)
+        dz, dq, dv = tokens.gradients(g_x, z, m, log_s, aim._replace(classes=classes), token_needs)
         dx, dw, db = linear_gradients(dz, x, linear_weight, needs)
         by_row.append((dx, dq))
-        sums = tuple(new if total is None else total + new for total, new in zip(sums, (dw, db, dv), strict=True))
-    dx, dq = (None if part[0] is None else torch.cat(part) for part in zip(*by_row, strict=True))
-    dw, db, dv = sums
-    found = zip((dx, dw, db, dq, dv), (input, linear_weight, linear_bias, target, weight), strict=True)
+        sums = [add(total, part) for total, part in zip(sums, (dw, db, dv), strict=True)]
+    dx, dq = (None if parts[0] is None else torch.cat(parts) for parts in zip(*by_row, strict=True))
+    found = zip((dx, *sums[:2], dq, sums[2]), (input, linear_weight, linear_bias, target, weight), strict=True)
     return tuple(None if d is None else d.reshape(of.shape).to(of.dtype) for d, of in found)
 
 
@@ -77,6 +77,10 @@ def linear_gradients(dz: Tensor | None, x: Tensor, linear_weight: Tensor, needs:
         torch.mm(rounded.T, x).to(dz.dtype) if needs[1] else None,
         dz.sum(0) if needs[2] else None,
     ]
+
+
+def add(total: Tensor | None, part: Tensor | None) -> Tensor | None:
+    return part if total is None or part is None else total + part
 
 
 def logits(x: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, dtype: torch.dtype) -> Tensor:

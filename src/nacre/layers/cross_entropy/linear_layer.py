@@ -26,9 +26,8 @@ def _fake_backward(
     grad: Tensor, input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor,
     weight: Tensor | None, *settings: Any,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
-    needs = settings[-1]
-    owners = (input, linear_weight, linear_bias, target, weight)
-    return tuple(of.new_empty(of.shape) if need else None for of, need in zip(owners, needs, strict=True))
+    owners = zip((input, linear_weight, linear_bias, target, weight), settings[-1], strict=True)
+    return tuple(None if of is None or not needed else of.new_empty(of.shape) for of, needed in owners)
 
 
 _op = Op(
@@ -176,7 +175,7 @@ def linear_cross_entropy(
     chunk = chosen_chunk(options, rows, linear_weight)
     smoothing = max(label_smoothing, 0.0)
     loss = _op(rows, linear_weight, linear_bias, classes, weight, reduction, ignore_index, smoothing, chunk)
-    if not torch.is_autocast_enabled(input.device.type):
+    if not check.under_autocast(input):
         loss = loss.to(formula.loss_dtype(input, target, weight))
     return loss if batched or reduction != "none" else loss.squeeze(0)
 

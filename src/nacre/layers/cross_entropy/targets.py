@@ -70,25 +70,30 @@ def _check_probabilities(target: Tensor, ignore_index: int) -> None:
 
 def _class_indices(logits: tuple[int, ...], target: Tensor, label_smoothing: float) -> Tensor:
     tokens = (*logits[:1], *logits[2:]) if len(logits) > 1 else ()
-    got = f"logits of shape {tuple(logits)} and a target of shape {check.shape(target)}"
     if len(logits) == 1 and target.dim() == 1:
         if target.shape[0] != 1:
-            raise check.error(ValueError, "logits of one dimension, the classes, take a single index", got)
+            raise check.error(
+                ValueError, "logits of one dimension, the classes, take one index", _shapes(logits, target)
+            )
         if not label_smoothing > 0:
             target = target[0]
     if len(logits) > 1 and (target.dim() == 0 or target.shape[0] != logits[0]):
         batch = target.shape[0] if target.dim() > 0 else 0
         rule = f"Expected input batch_size ({logits[0]}) to match target batch_size ({batch})"
-        raise check.error(ValueError, rule, got)
+        raise check.error(ValueError, rule, _shapes(logits, target))
     if tuple(target.shape) != tokens:
         rule = f"Expected target size {tokens} for class indices, or {tuple(logits)} for class probabilities"
-        raise check.error(RuntimeError, rule, got)
+        raise check.error(RuntimeError, rule, _shapes(logits, target))
     if target.dtype is torch.uint8 and len(logits) <= 2:
         return target.long()
     if target.dtype is not torch.int64:
         rule = "expected target dtype to be Long or Byte for class indices, Long for logits of 3 or more dimensions"
         raise check.error(RuntimeError, rule, f"a target of dtype {target.dtype}", "Convert it with .long().")
     return target
+
+
+def _shapes(logits: tuple[int, ...], target: Tensor) -> str:
+    return f"logits of shape {tuple(logits)} and a target of shape {check.shape(target)}"
 
 
 def _check_weight(name: str, classes: int, input: Tensor, weight: Tensor, probabilities: bool) -> None:

@@ -64,7 +64,7 @@ class Embedding(torch.nn.Embedding):
         come out on every run and any number of threads; float16 and bfloat16 are summed in float32 and rounded once.
 
     Raises:
-        IndexError: a token is negative or not below V.
+        IndexError: a token is negative or not below V (on a GPU, as with torch, an assertion of the device).
         RuntimeError: tokens are not int32 or int64, or lie on another device than the table.
         AssertionError: ``padding_idx`` is not a row of the table.
 

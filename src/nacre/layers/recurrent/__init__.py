@@ -1,4 +1,6 @@
-"""LSTM and GRU: sequence.py, formula_lstm.py, formula_gru.py, cost.py, stack.py, layer.py and cases.py, in this order."""
+"""LSTM and GRU, to be read in this order: sequence.py, formula_lstm.py, formula_gru.py, cost.py, stack.py, layer.py and
+cases.py.
+"""
 
 import torch
 

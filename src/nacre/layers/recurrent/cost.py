@@ -53,11 +53,11 @@ def sizes(layer: torch.nn.RNNBase, input: Tensor | PackedSequence, hx: Any = Non
 def lstm_cost(**sizes: Any) -> Cost:
     """The exact bill of an LSTM.
 
-    Forward, for each of the H values of a row: adding the state's product to the 4 sums (4, with biases 8), the gates (4),
-    the cell (3), its tanh and the state (2); both biases are added once for all rows (4 H).
+    Forward, for each of the H values of a row: adding the state's product to the 4 sums (4, with biases 8), the gates
+    (4), the cell (3), its tanh and the state (2); both biases are added once for all rows (4 H).
     Backward: the cell's tanh (1), the slopes of the 4 sums (12) and of the cell (3), the state before projection (1),
-    the cell's gradient (2), the sums' (4), what is passed to the cell before (1); the state's gradient (1 for each of its R
-    values); the biases' sum (4).
+    the cell's gradient (2), the sums' (4), what is passed to the cell before (1); the state's gradient (1 for each of
+    its R values); the biases' sum (4).
     """
     return _cost(
         gates=4,
@@ -75,8 +75,8 @@ def lstm_cost(**sizes: Any) -> Cost:
 def gru_cost(**sizes: Any) -> Cost:
     """The exact bill of a GRU.
 
-    Forward, for each of the H values of a row: the gates r and z (4), n (3), the state (3), the biases of the input's and
-    of the state's sums (6).
+    Forward, for each of the H values of a row: the gates r and z (4), n (3), the state (3), the biases of the input's
+    and of the state's sums (6).
     Backward: the slopes of the 4 sums (13), their gradients (4), the state's gradient (1) and, but where nothing is
     before, what is passed to the state before (2); the sums of both biases (6).
     """
@@ -124,9 +124,9 @@ def _cost(
 ) -> Cost:
     """Products, of 2 FLOPs for each weight and row.
 
-    Forward: input, state and projection. Backward: the input's gradient (of the first level only where it is asked for);
-    the state's, which the step that the recurrence starts with has none of unless h_0 asks for it; each weight's;
-    the projection's input's, and the projected states once more, since they are not kept.
+    Forward: input, state and projection. Backward: the input's gradient (of the first level only where it is asked
+    for); the state's, which the step that the recurrence starts with has none of unless h_0 asks for it; each
+    weight's; the projection's input's, and the projected states once more, since they are not kept.
 
     Kept for a row and place: gates, and LSTM's cells or GRU's states (5 H together), and the input of each level; the
     initial states, of which zeros are kept once for all places; batch sizes, permutations and dropout's seeds.

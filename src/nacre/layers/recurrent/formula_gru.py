@@ -60,18 +60,19 @@ def forward(
         outputs[t] = n + z * (h_before - n)
         h = replace(h, outputs[t])
     output = join(outputs, batch_sizes).to(h0.dtype)
-    kept = join(gates, batch_sizes).to(input.dtype), output.clone()
-    return (output, h.to(h0.dtype)), (input, batch_sizes, h0, weight_ih, weight_hh, bias_ih, bias_hh, reverse, *kept)
+    kept = join(gates, batch_sizes).to(input.dtype), output
+    tensors = input, h0, weight_ih, weight_hh, bias_ih, bias_hh
+    return (output, h.to(h0.dtype)), (*tensors, batch_sizes, reverse, *kept)
 
 
 def backward(grads: tuple[Tensor | None, ...], saved: tuple, needs: list[bool]) -> tuple[Tensor | None, ...]:
-    input, batch_sizes, h0, weight_ih, weight_hh, bias_ih, bias_hh, reverse, gates, states = saved
+    input, h0, weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes, reverse, gates, states = saved
     dtype = torch.promote_types(input.dtype, torch.float32)
     r, z, n, b_n = gates.to(dtype).chunk(4, -1)
     h_before = states_before(states.to(dtype), h0.to(dtype), batch_sizes, reverse)
     slope_n = (1 - z) * (1 - n * n)
-    slopes = torch.cat((slope_n * b_n * r * (1 - r), (h_before - n) * z * (1 - z), slope_n * r, slope_n), -1)
-    slopes, update = split(slopes, batch_sizes), split(z, batch_sizes)
+    sum_slopes = torch.cat((slope_n * b_n * r * (1 - r), (h_before - n) * z * (1 - z), slope_n * r, slope_n), -1)
+    slopes, update = split(sum_slopes, batch_sizes), split(z, batch_sizes)
 
     recurrent = weight_hh.to(dtype)
     grad_h = split(gradient(grads[0], states, dtype), batch_sizes)

@@ -51,7 +51,7 @@ def forward(
     # half precision is computed in float32 from the first step to the last, and the results are rounded once
     dtype = torch.promote_types(input.dtype, torch.float32)
     sums = input.to(dtype) @ weight_ih.to(dtype).T
-    if bias_ih is not None:
+    if bias_ih is not None and bias_hh is not None:
         sums = sums + (bias_ih.to(dtype) + bias_hh.to(dtype))
     recurrent = weight_hh.to(dtype).T
     projection = None if weight_hr is None else weight_hr.to(dtype).T
@@ -69,18 +69,20 @@ def forward(
         h, c = replace(h, outputs[t]), replace(c, cells[t])
     results = join(outputs, batch_sizes).to(h0.dtype), h.to(h0.dtype), c.to(c0.dtype)
     kept = join(gates, batch_sizes).to(input.dtype), join(cells, batch_sizes).to(c0.dtype)
-    arguments = input, batch_sizes, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, reverse
-    return results, (*arguments, *kept)
+    tensors = input, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr
+    return results, (*tensors, batch_sizes, reverse, *kept)
 
 
 def backward(grads: tuple[Tensor | None, ...], saved: tuple, needs: list[bool]) -> tuple[Tensor | None, ...]:
-    input, batch_sizes, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, reverse, gates, cells = saved
+    input, h0, c0, weight_ih, weight_hh, bias_ih, _, weight_hr, batch_sizes, reverse, gates, cells = saved
     dtype = torch.promote_types(input.dtype, torch.float32)
     i, f, g, o = gates.to(dtype).chunk(4, -1)
     tanh_c = cells.to(dtype).tanh()
     c_before = states_before(cells.to(dtype), c0.to(dtype), batch_sizes, reverse)
-    slopes = torch.cat((g * i * (1 - i), c_before * f * (1 - f), i * (1 - g * g), tanh_c * o * (1 - o)), -1)
-    slopes, cell_slopes, forget = (split(each, batch_sizes) for each in (slopes, o * (1 - tanh_c * tanh_c), f))
+    sum_slopes = torch.cat((g * i * (1 - i), c_before * f * (1 - f), i * (1 - g * g), tanh_c * o * (1 - o)), -1)
+    slopes = split(sum_slopes, batch_sizes)
+    cell_slopes = split(o * (1 - tanh_c * tanh_c), batch_sizes)
+    forget = split(f, batch_sizes)
 
     recurrent = weight_hh.to(dtype)
     projection = None if weight_hr is None else weight_hr.to(dtype)

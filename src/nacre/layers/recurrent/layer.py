@@ -1,6 +1,7 @@
 """The LSTM and GRU layers."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -9,45 +10,27 @@ from torch.nn.utils.rnn import PackedSequence
 from nacre.core.op import Op, torch_instead, unserved
 from nacre.layers.recurrent import formula_gru, formula_lstm, stack
 
+_GRU_TENSORS = ("input", "h0", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
+_LSTM_TENSORS = ("input", "h0", "c0", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+
 
 def _fake_lstm(
     input: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor, weight_ih: Tensor, *others: Any
 ) -> tuple[Tensor, ...]:
-    leading = input.shape[:-1]
-    return (
-        h0.new_empty((*leading, h0.shape[-1])),
-        torch.empty_like(h0, memory_format=torch.contiguous_format),
-        torch.empty_like(c0, memory_format=torch.contiguous_format),
-        input.new_empty((*leading, weight_ih.shape[0])),
-        c0.new_empty((*leading, c0.shape[-1])),
-    )
+    output = h0.new_empty((*input.shape[:-1], h0.shape[-1]))
+    gates = input.new_empty((*input.shape[:-1], weight_ih.shape[0]))
+    cells = c0.new_empty((*input.shape[:-1], c0.shape[-1]))
+    return output, h0.new_empty(h0.shape), c0.new_empty(c0.shape), gates, cells
 
 
 def _fake_gru(input: Tensor, batch_sizes: Tensor | None, h0: Tensor, *others: Any) -> tuple[Tensor, ...]:
-    leading, features = input.shape[:-1], h0.shape[-1]
-    return (
-        h0.new_empty((*leading, features)),
-        torch.empty_like(h0, memory_format=torch.contiguous_format),
-        input.new_empty((*leading, 4 * features)),
-        h0.new_empty((*leading, features)),
-    )
+    output = h0.new_empty((*input.shape[:-1], h0.shape[-1]))
+    gates = input.new_empty((*input.shape[:-1], 4 * h0.shape[-1]))
+    return output, h0.new_empty(h0.shape), gates, torch.empty_like(output)
 
 
-def _fake_lstm_backward(*arguments: Any) -> tuple[Tensor | None, ...]:
-    input, _, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr = arguments[3:12]
-    return _like((input, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr), arguments[-1])
-
-
-def _fake_gru_backward(*arguments: Any) -> tuple[Tensor | None, ...]:
-    input, _, h0, weight_ih, weight_hh, bias_ih, bias_hh = arguments[2:9]
-    return _like((input, h0, weight_ih, weight_hh, bias_ih, bias_hh), arguments[-1])
-
-
-def _like(tensors: tuple[Tensor | None, ...], needs: list[bool]) -> tuple[Tensor | None, ...]:
-    return tuple(
-        torch.empty_like(tensor, memory_format=torch.contiguous_format) if need else None
-        for tensor, need in zip(tensors, needs, strict=True)
-    )
+def _fake_gradients(tensors: Sequence[Tensor], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    return tuple(tensor.new_empty(tensor.shape) if need else None for tensor, need in zip(tensors, needs, strict=True))
 
 
 _lstm = Op(
@@ -56,16 +39,14 @@ _lstm = Op(
     " -> (Tensor output, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells)",
     forward=formula_lstm.forward,
     backward=formula_lstm.backward,
-    saved=(
-        "input", "batch_sizes", "h0", "c0", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "reverse",
-        "gates", "cells",
-    ),  # fmt: skip
-    gradients=("input", "h0", "c0", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"),
+    saved=(*_LSTM_TENSORS, "batch_sizes", "reverse", "gates", "cells"),
+    gradients=_LSTM_TENSORS,
     outputs=3,
     autocast={"cpu": "lower", "cuda": "lower", "xpu": "lower", "mps": "lower"},
     autocast_keeps=("h0", "c0"),
+    # the formulas' loops over time would unroll into a traced graph, and fix the number of steps in it
     fake=_fake_lstm,
-    fake_backward=_fake_lstm_backward,
+    fake_backward=lambda *arguments: _fake_gradients(arguments[3:11], arguments[-1]),
 )
 
 _gru = Op(
@@ -74,15 +55,13 @@ _gru = Op(
     " -> (Tensor output, Tensor h_n, Tensor gates, Tensor states)",
     forward=formula_gru.forward,
     backward=formula_gru.backward,
-    saved=(
-        "input", "batch_sizes", "h0", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "reverse", "gates", "states",
-    ),  # fmt: skip
-    gradients=("input", "h0", "weight_ih", "weight_hh", "bias_ih", "bias_hh"),
+    saved=(*_GRU_TENSORS, "batch_sizes", "reverse", "gates", "states"),
+    gradients=_GRU_TENSORS,
     outputs=2,
     autocast={"cpu": "lower", "cuda": "lower", "xpu": "lower", "mps": "lower"},
     autocast_keeps=("h0",),
     fake=_fake_gru,
-    fake_backward=_fake_gru_backward,
+    fake_backward=lambda *arguments: _fake_gradients(arguments[2:8], arguments[-1]),
 )
 
 
@@ -136,12 +115,12 @@ class LSTM(torch.nn.LSTM):
             PackedSequence that contradicts itself, devices that differ.
 
     Cost:
-        For a level and direction of D inputs 4 H (D + R + 2) parameters, and H R for a projection; for each of its
-        rows (a step of a sequence) 8 H (D + R) FLOPs, and 2 H R, twice that backward, and 5 H values and the input kept.
+        For a level and direction of D inputs 4 H (D + R + 2) parameters, and H R for a projection; for each of its rows
+        (a step of a sequence) 8 H (D + R) FLOPs, and 2 H R, twice that backward, and 5 H values and the input kept.
 
     Paper:
-        Hochreiter, Schmidhuber, "Long Short-Term Memory", Neural Computation 9(8), 1997; with a projection: Sak, Senior,
-        Beaufays, "Long Short-Term Memory Based Recurrent Neural Network Architectures", 2014, arXiv:1402.1128.
+        Hochreiter, Schmidhuber, "Long Short-Term Memory", Neural Computation 9(8), 1997; with a projection: Sak,
+        Senior, Beaufays, "Long Short-Term Memory Based Recurrent Neural Network Architectures", 2014, arXiv:1402.1128.
 
     Example:
         >>> import torch, nacre
@@ -153,9 +132,17 @@ class LSTM(torch.nn.LSTM):
         True
     """
 
+    @overload
     def forward(
-        self, input: Tensor | PackedSequence, hx: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
+
+    @overload
+    def forward(
+        self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
         self._update_flat_weights()
         data = input.data if isinstance(input, PackedSequence) else input
         if reason := unserved(data, *self._flat_weights):
@@ -227,9 +214,13 @@ class GRU(torch.nn.GRU):
         (torch.Size([6, 40]), torch.Size([2, 2, 20]))
     """
 
-    def forward(
-        self, input: Tensor | PackedSequence, hx: Tensor | None = None
-    ) -> tuple[Tensor | PackedSequence, Tensor]:
+    @overload
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def forward(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]: ...
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
         self._update_flat_weights()
         data = input.data if isinstance(input, PackedSequence) else input
         if reason := unserved(data, *self._flat_weights):

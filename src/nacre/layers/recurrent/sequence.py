@@ -62,5 +62,5 @@ def states_before(states: Tensor, initial: Tensor, batch_sizes: Tensor | None, r
 
 
 def gradient(grad: Tensor | None, like: Tensor, dtype: torch.dtype) -> Tensor:
-    """The gradient of a result in the dtype of the computation; zeros, shaped as ``like``, where nothing depends on it."""
+    """The gradient of a result in this dtype; zeros in the shape of ``like`` where nothing depends on the result."""
     return torch.zeros_like(like, dtype=dtype) if grad is None else grad.to(dtype)

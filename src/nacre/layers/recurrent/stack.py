@@ -1,4 +1,4 @@
-"""What LSTM and GRU share: the forms of input and states that torch.nn takes, and the stack of levels and directions."""
+"""What LSTM and GRU share: the forms of input and states that torch.nn takes, and the levels and directions."""
 
 from typing import Any
 
@@ -136,7 +136,7 @@ def _named(states: list[Tensor]) -> dict[str, Tensor]:
     return dict(zip(("h_0", "c_0"), states, strict=False))
 
 
-def _zero_states(layer: torch.nn.RNNBase, data: Tensor, batch: int) -> Any:
+def _zero_states(layer: torch.nn.RNNBase, data: Tensor, batch: Any) -> Any:
     """Zeros for every level and direction, all in the memory of one."""
     count = layer.num_layers * (2 if layer.bidirectional else 1)
     widths = [layer.proj_size or layer.hidden_size, layer.hidden_size]
@@ -149,8 +149,8 @@ def _as_autocast_holds(
 ) -> list[Tensor]:
     """The states in the dtype which torch gives them under autocast; results follow them.
 
-    torch's fused layers (cuDNN's, and oneDNN's LSTM on a CPU) have states of the autocast dtype. Its step-by-step layers
-    lower the products alone: a state keeps its dtype, unless it is itself a product, the projected one.
+    torch's fused layers (cuDNN's, and oneDNN's LSTM on a CPU) have states of the autocast dtype. Its step-by-step
+    layers lower the products alone: a state keeps its dtype, unless it is itself a product, the projected one.
     """
     device = values.device.type
     if not check.under_autocast(values):
@@ -166,7 +166,7 @@ def _as_autocast_holds(
 
 def _is_one_dnns(layer: torch.nn.RNNBase, values: Tensor, batch_sizes: Tensor | None) -> bool:
     """Whether torch runs the layer in oneDNN: an LSTM without projection, on sequences of one length."""
-    enabled = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    enabled = torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
     one_length = batch_sizes is None or bool(batch_sizes[0] == batch_sizes[-1])
     return enabled and one_length and layer.mode == "LSTM" and layer.proj_size == 0 and values.numel() > 0
 
@@ -216,7 +216,7 @@ def _check_weights(layer: torch.nn.RNNBase) -> None:
 def _check_dtypes(layer: torch.nn.RNNBase, op: Op, values: Tensor, states: list[Tensor]) -> None:
     tensors = {**_named(states), **dict(zip(layer._flat_weights_names, layer._flat_weights, strict=True))}
     for name, tensor in tensors.items():
-        if tensor.dtype is not values.dtype:
+        if tensor is not None and tensor.dtype is not values.dtype:
             check.same_dtype(op.name, input=values, **{name: tensor})
             if torch.float64 in (values.dtype, tensor.dtype):
                 raise check.error(

@@ -1,0 +1,86 @@
+"""What a block costs: the sum of its parts."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from nacre.core.cost import Cost
+from nacre.layers import LAYERS
+
+_NAMES = {kind: spec.name for spec in LAYERS.values() for kind in (spec.layer, spec.replaces) if kind is not None}
+
+# activations which keep their output, the tensor that the following linear layer keeps as its input
+_KEEP_OUTPUT = ("relu", "tanh", "sigmoid")
+
+
+def parts_of(block: torch.nn.Module, *inputs: Any, **keywords: Any) -> tuple[tuple[str, dict[str, Any]], ...]:
+    """Name and sizes of every layer that a call of the block runs, in order, found without computing anything."""
+    found: list[tuple[str, dict[str, Any]]] = []
+
+    def note(layer: torch.nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        name = _NAMES[type(layer)]
+        found.append((name, LAYERS[name].sizes(layer, *given, **named)))
+
+    hooks = [
+        layer.register_forward_pre_hook(note, with_kwargs=True) for layer in block.modules() if type(layer) in _NAMES
+    ]
+    try:
+        arguments, named = tree_map_only(Tensor, _shape_of, (inputs, keywords))
+        parameters = {name: _shape_of(parameter) for name, parameter in block.named_parameters()}
+        with torch.enable_grad():
+            torch.func.functional_call(block, parameters, arguments, named)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return tuple(found)
+
+
+def _shape_of(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, device="meta").requires_grad_(tensor.requires_grad)
+
+
+def sizes(block: torch.nn.Module, input: Tensor, *others: Any, **keywords: Any) -> dict[str, Any]:
+    """The sizes of every part, and those of the additions around them, from a call of the block."""
+    return {
+        "parts": parts_of(block, input, *others, **keywords),
+        "elements": input.numel(),
+        "itemsize": input.element_size(),
+        "input_gradient": input.requires_grad,
+        "parameter_gradient": any(parameter.requires_grad for parameter in block.parameters()),
+    }
+
+
+def sum_of_parts(
+    additions: int,
+    parts: tuple[tuple[str, dict[str, Any]], ...],
+    elements: int,
+    itemsize: int,
+    input_gradient: bool,
+    parameter_gradient: bool,
+) -> Cost:
+    """The sum of the parts and of ``additions`` residual additions.
+
+    An addition reads two tensors and writes one. Where its two terms both lead back to the block's input their
+    gradients are added, one more operation an element. A tensor that two parts keep counts once.
+    """
+    joined = input_gradient + (additions - 1) * max(input_gradient, parameter_gradient)
+    working = [part for part in parts if part[1].get("active", True)]
+    total = Cost(
+        elementwise_flops=additions * elements,
+        backward_elementwise_flops=joined * elements,
+        bytes=additions * 3 * itemsize * elements,
+        backward_bytes=joined * 3 * itemsize * elements,
+        saved_bytes=-sum(_kept_twice(*pair) for pair in zip(working, working[1:], strict=False)),
+    )
+    for name, own in parts:
+        total = total + LAYERS[name].cost(**own)
+    return total
+
+
+def _kept_twice(part: tuple[str, dict[str, Any]], following: tuple[str, dict[str, Any]]) -> int:
+    name, own = part
+    if name in _KEEP_OUTPUT and following[0] == "linear":
+        return LAYERS[name].cost(**own).saved_bytes
+    return 0

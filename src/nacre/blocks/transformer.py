@@ -1,0 +1,362 @@
+"""The transformer block, in its own form and in that of torch.nn."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nacre.blocks.parts import sizes, sum_of_parts
+from nacre.core import check
+from nacre.core.op import torch_instead
+from nacre.core.spec import Case, LayerSpec, Made, Normal
+from nacre.layers import LAYERS
+from nacre.layers.activation import GELU, ReLU, SiLU, gelu, relu, silu
+from nacre.layers.attention import MultiheadAttention
+from nacre.layers.dropout import Dropout
+from nacre.layers.layer_norm import LayerNorm
+from nacre.layers.linear import Linear
+
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu": GELU,
+    "gelu_tanh": partial(GELU, approximate="tanh"),
+    "relu": ReLU,
+    "silu": SiLU,
+}
+
+# torch's functions which a TransformerEncoderLayer may have for its activation, with the layer and the function of ours
+_FUNCTIONS: dict[Any, tuple[str, Callable[[Tensor], Tensor]]] = {
+    torch.nn.functional.gelu: ("gelu", gelu),
+    torch.nn.functional.relu: ("relu", relu),
+    torch.nn.functional.silu: ("silu", silu),
+}
+
+
+class TransformerBlock(nn.Module):
+    r"""Lets every token gather from the others, then thinks about what it gathered; each time as a change of the token.
+
+    .. math::
+        x &\leftarrow x + \mathrm{attn}(\mathrm{norm}_1(x)) \\
+        x &\leftarrow x + \mathrm{ff}(\mathrm{norm}_2(x)), \qquad
+        \mathrm{ff} = \mathrm{Linear}_{D, rD}, \mathrm{GELU}, \mathrm{Linear}_{rD, D}
+
+    With ``norm_first=False`` the normalisation follows the sum: :math:`x \leftarrow \mathrm{norm}(x + \ldots)`.
+
+    Args:
+        dim: features of a token, D.
+        num_heads: heads of the attention; they divide ``dim``.
+        mlp_ratio: r, hidden features of ``ff`` for each feature of a token. Default: 4.
+        dropout: share of values dropped from the attention's weights and from both changes, from 0 to 1. Default: 0.
+        causal: a token gathers from itself and earlier ones only. Default: False.
+        norm_first: normalise before each part rather than after each sum. Default: True.
+        bias: whether linear layers, attention and normalisations learn biases. Default: True.
+        eps: added to the variance in the normalisations. Default: 1e-5.
+        activation: between the two linear layers, ``"gelu"``, ``"gelu_tanh"``, ``"relu"``, ``"silu"`` or a function that
+            makes a module. Default: ``"gelu"``.
+        device: where the parameters are made. Default: torch's default device.
+        dtype: of the parameters. Default: torch's default dtype.
+
+    Shape:
+        - input: (B, T, D), or (T, D) for a single sequence
+        - output: as the input
+
+    Numerics:
+        Those of its parts; each sum is rounded once.
+
+    Raises:
+        ValueError: ``activation`` is no known name, or sizes are not positive.
+        AssertionError: ``num_heads`` does not divide ``dim``.
+        RuntimeError: shapes, dtypes or devices do not match.
+
+    Cost:
+        (4 + 2 r) D^2 parameters without biases, O(B T D^2 + B T^2 D) time, the sum of its parts and two additions.
+
+    Paper:
+        Vaswani et al., "Attention Is All You Need", 2017, arXiv:1706.03762; normalised first: Xiong et al., 2020,
+        arXiv:2002.04745.
+
+    Example:
+        >>> import torch, nacre
+        >>> block = nacre.TransformerBlock(16, num_heads=2, causal=True)
+        >>> block(torch.ones(2, 5, 16)).shape
+        torch.Size([2, 5, 16])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float = 4,
+        dropout: float = 0.0,
+        causal: bool = False,
+        norm_first: bool = True,
+        bias: bool = True,
+        eps: float = 1e-5,
+        activation: str | Callable[[], nn.Module] = "gelu",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if isinstance(activation, str) and activation not in _ACTIVATIONS:
+            names = ", ".join(_ACTIVATIONS)
+            rule = f"the activation of a TransformerBlock is one of {names}, or a function that makes a module"
+            raise check.error(ValueError, rule, repr(activation))
+        hidden = int(dim * mlp_ratio)
+        if hidden < 1:
+            raise check.error(
+                ValueError,
+                "a TransformerBlock has at least one hidden feature, dim * mlp_ratio",
+                f"dim = {dim} and mlp_ratio = {mlp_ratio}",
+            )
+        self.causal, self.norm_first = causal, norm_first
+        placed = {"device": device, "dtype": dtype}
+        make = _ACTIVATIONS[activation] if isinstance(activation, str) else activation
+        self.norm1 = LayerNorm(dim, eps=eps, bias=bias, **placed)
+        self.attn = MultiheadAttention(dim, num_heads, dropout=dropout, bias=bias, batch_first=True, **placed)
+        self.dropout1 = Dropout(dropout)
+        self.norm2 = LayerNorm(dim, eps=eps, bias=bias, **placed)
+        self.ff = nn.Sequential(Linear(dim, hidden, bias=bias, **placed), make(), Linear(hidden, dim, bias=bias, **placed))
+        self.dropout2 = Dropout(dropout)
+
+    def forward(self, input: Tensor, attn_mask: Tensor | None = None, key_padding_mask: Tensor | None = None) -> Tensor:
+        """The changed tokens.
+
+        Args:
+            input: tokens of shape (B, T, D) or (T, D).
+            attn_mask: (T, T) or (B heads, T, T), True where a token is not to be gathered from, or numbers which are
+                added to the scores. Default: none.
+            key_padding_mask: (B, T) or (T), True for the tokens which are padding, or numbers. Default: none.
+        """
+        if self.norm_first:
+            x = input + self._gather(self.norm1(input), attn_mask, key_padding_mask)
+            return x + self.dropout2(self.ff(self.norm2(x)))
+        x = self.norm1(input + self._gather(input, attn_mask, key_padding_mask))
+        return self.norm2(x + self.dropout2(self.ff(x)))
+
+    def _gather(self, x: Tensor, attn_mask: Tensor | None, key_padding_mask: Tensor | None) -> Tensor:
+        hinted = self.causal and attn_mask is None
+        if self.causal:
+            attn_mask = _with_later_tokens(attn_mask, x)
+        gathered, _ = self.attn(
+            x, x, x, key_padding_mask=key_padding_mask, need_weights=False, attn_mask=attn_mask, is_causal=hinted
+        )
+        return self.dropout1(gathered)
+
+    def extra_repr(self) -> str:
+        return f"causal={self.causal}, norm_first={self.norm_first}"
+
+
+def _with_later_tokens(mask: Tensor | None, x: Tensor) -> Tensor:
+    """The mask, which forbids later tokens too."""
+    tokens = x.shape[-2]
+    later = torch.ones(tokens, tokens, dtype=torch.bool, device=x.device).triu(1)
+    if mask is None:
+        return later
+    if mask.dtype is torch.bool:
+        return mask | later
+    # added, since an addition keeps nothing for the backward of a learned mask
+    return mask + torch.zeros_like(later, dtype=mask.dtype).masked_fill(later, -torch.inf)
+
+
+class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
+    r"""The encoder layer of the original transformer, with the arguments and the checkpoint of torch.nn's.
+
+    .. math::
+        x &\leftarrow \mathrm{norm}_1(x + \mathrm{attn}(x)) \\
+        x &\leftarrow \mathrm{norm}_2(x + \mathrm{linear}_2(\mathrm{activation}(\mathrm{linear}_1(x))))
+
+    With ``norm_first`` each normalisation moves into its part, before attention and linear layers.
+
+    Args:
+        d_model: features of a token.
+        nhead: heads of the attention; they divide ``d_model``.
+        dim_feedforward: features between the two linear layers. Default: 2048.
+        dropout: share of values dropped, from 0 to 1. Default: 0.1.
+        activation: ``"relu"``, ``"gelu"`` or a function of one tensor. Default: relu.
+        layer_norm_eps: added to the variance in the normalisations. Default: 1e-5.
+        batch_first: tokens come as (B, T, D) rather than (T, B, D). Default: False.
+        norm_first: normalise before each part. Default: False.
+        bias: whether its layers learn biases. Default: True.
+        device: where the parameters are made. Default: torch's default device.
+        dtype: of the parameters. Default: torch's default dtype.
+
+    Shape:
+        - input: (T, B, D), (B, T, D) with ``batch_first``, or (T, D)
+        - output: as the input
+
+    Numerics:
+        Those of its parts, in training and in evaluation alike: torch's fused evaluation path is not taken, but for the
+        nested tensors which ``torch.nn.TransformerEncoder`` makes of padded batches.
+
+    Raises:
+        AssertionError: ``nhead`` does not divide ``d_model``, or a mask is neither bool nor floating point.
+        RuntimeError: shapes, dtypes or devices do not match; ``activation`` is an unknown name.
+
+    Cost:
+        The sum of its parts and two additions.
+
+    Paper:
+        Vaswani et al., "Attention Is All You Need", 2017, arXiv:1706.03762.
+
+    Example:
+        >>> import torch, nacre
+        >>> layer = nacre.TransformerEncoderLayer(16, nhead=2, batch_first=True)
+        >>> layer(torch.ones(2, 5, 16)).shape
+        torch.Size([2, 5, 16])
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        nhead: int,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: str | Callable[[Tensor], Tensor] = torch.nn.functional.relu,
+        layer_norm_eps: float = 1e-5,
+        batch_first: bool = False,
+        norm_first: bool = False,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first, bias, device, dtype
+        )
+        served = {spec.replaces: spec.layer for spec in LAYERS.values()}
+        for child in self.children():
+            child.__class__ = served.get(type(child), type(child))
+
+    def forward(
+        self,
+        src: Tensor,
+        src_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """The encoded tokens.
+
+        Args:
+            src: the tokens.
+            src_mask: (T, T) or (B heads, T, T), True where a token is not to be gathered from, or numbers which are added
+                to the scores. Default: none.
+            src_key_padding_mask: (B, T) or (T), True for padding, or numbers. Default: none.
+            is_causal: ``src_mask`` is the causal mask. Default: False.
+        """
+        if src.is_nested:
+            return torch_instead("transformer_encoder_layer", "a nested tensor", super().forward, src, src_mask, src_key_padding_mask, is_causal)
+        canonical = torch.nn.functional._canonical_mask
+        of_mask = torch.nn.functional._none_or_dtype(src_mask)
+        padding = canonical(src_key_padding_mask, "src_key_padding_mask", of_mask, "src_mask", src.dtype)
+        mask = canonical(src_mask, "src_mask", None, "", src.dtype, False)
+        if self.norm_first:
+            x = src + self._sa_block(self.norm1(src), mask, padding, is_causal=is_causal)
+            return x + self._ff_block(self.norm2(x))
+        x = self.norm1(src + self._sa_block(src, mask, padding, is_causal=is_causal))
+        return self.norm2(x + self._ff_block(x))
+
+    def _ff_block(self, x: Tensor) -> Tensor:
+        activation = _FUNCTIONS.get(self.activation, (None, self.activation))[1]
+        return self.dropout2(self.linear2(self.dropout(activation(self.linear1(x)))))
+
+
+def _layer_sizes(layer: TransformerEncoderLayer, src: Tensor, *others: Any, **keywords: Any) -> dict[str, Any]:
+    """The sizes of the parts, and of the activation, which is a function here and no part of the module."""
+    found = sizes(layer, src, *others, **keywords)
+    if layer.activation in _FUNCTIONS:
+        first = next(place for place, (name, _) in enumerate(found["parts"]) if name == "linear")
+        hidden = found["parts"][first][1]
+        activation = {
+            "elements": hidden["rows"] * hidden["out_features"],
+            "itemsize": src.element_size(),
+            "input_gradient": found["input_gradient"] or found["parameter_gradient"],
+        }
+        name = _FUNCTIONS[layer.activation][0]
+        found["parts"] = (*found["parts"][: first + 1], (name, activation), *found["parts"][first + 1 :])
+    return found
+
+
+def _masked(*ignored: list[bool]) -> Made:
+    return Made(lambda dtype, generator: torch.tensor(ignored))
+
+
+def _causal(tokens: int) -> Made:
+    return Made(lambda dtype, generator: torch.ones(tokens, tokens, dtype=torch.bool).triu(1))
+
+
+_SMALL = {"dim": 4, "num_heads": 2, "mlp_ratio": 2}
+_TOKENS = (Normal((2, 3, 4)),)
+_PADDING = _masked([False, False, True], [False, False, False])
+
+BLOCK_CASES = (
+    Case("tokens", _SMALL, _TOKENS),
+    Case("one sequence", _SMALL, (Normal((3, 4)),)),
+    Case("causal", {**_SMALL, "causal": True}, _TOKENS),
+    Case("norm last", {**_SMALL, "norm_first": False}, _TOKENS),
+    Case("no bias", {**_SMALL, "bias": False}, _TOKENS),
+    Case("relu", {**_SMALL, "activation": "relu"}, _TOKENS, smooth=False),
+    Case("silu", {**_SMALL, "activation": "silu"}, _TOKENS),
+    Case("gelu with tanh", {**_SMALL, "activation": "gelu_tanh"}, _TOKENS),
+    Case("padding", _SMALL, _TOKENS, {"key_padding_mask": _PADDING}),
+    Case("causal and padding", {**_SMALL, "causal": True}, _TOKENS, {"key_padding_mask": _PADDING}),
+    Case("causal and a learned mask", {**_SMALL, "causal": True}, _TOKENS, {"attn_mask": Normal((3, 3))}),
+    Case("evaluation", {**_SMALL, "dropout": 0.5}, _TOKENS, training=False),
+    Case("dropout", {**_SMALL, "dropout": 0.5}, _TOKENS, random=True),
+    Case("one token", _SMALL, (Normal((2, 1, 4)),)),
+    Case("no sequence", _SMALL, (Normal((0, 3, 4)),)),
+    Case("frozen input", _SMALL, (Normal((2, 3, 4), gradient=False),)),
+    Case("GPT-2", {"dim": 768, "num_heads": 12, "dropout": 0.1, "causal": True}, (Normal((8, 128, 768)),), bench=True),
+)
+
+_LAYER = {"d_model": 4, "nhead": 2, "dim_feedforward": 5, "dropout": 0.0, "activation": "gelu"}
+_FIRST = {**_LAYER, "batch_first": True}
+
+LAYER_CASES = (
+    Case("tokens", _LAYER, (Normal((3, 2, 4)),)),
+    Case("batch first", _FIRST, _TOKENS),
+    Case("one sequence", _LAYER, (Normal((3, 4)),)),
+    Case("norm first", {**_FIRST, "norm_first": True}, _TOKENS),
+    Case("no bias", {**_FIRST, "bias": False}, _TOKENS),
+    Case("relu", {**_FIRST, "activation": "relu"}, _TOKENS, smooth=False),
+    Case("silu", {**_FIRST, "activation": torch.nn.functional.silu}, _TOKENS),
+    Case("causal", _FIRST, _TOKENS, {"src_mask": _causal(3), "is_causal": True}),
+    Case("mask", {**_FIRST, "norm_first": True}, _TOKENS, {"src_mask": _causal(3)}),
+    Case("padding", _FIRST, _TOKENS, {"src_key_padding_mask": _PADDING}),
+    Case("mask and padding", _FIRST, _TOKENS, {"src_mask": _causal(3), "src_key_padding_mask": _PADDING}),
+    Case("learned mask", _FIRST, _TOKENS, {"src_mask": Normal((3, 3))}),
+    Case("evaluation", {**_FIRST, "dropout": 0.5}, _TOKENS, training=False),
+    Case("evaluation, padding", _FIRST, _TOKENS, {"src_key_padding_mask": _PADDING}, training=False),
+    Case("dropout", {**_FIRST, "dropout": 0.5}, _TOKENS, random=True),
+    Case("no sequence", _FIRST, (Normal((0, 3, 4)),)),
+    Case("frozen input", _FIRST, (Normal((2, 3, 4), gradient=False),)),
+    Case(
+        "original transformer", {"d_model": 512, "nhead": 8, "batch_first": True}, (Normal((4, 512, 512)),), bench=True
+    ),
+)
+
+_COMPLEXITY = "time O(B T D^2 + B T^2 D), saved O(B T D)"
+
+SPECS = (
+    LayerSpec(
+        name="transformer_block",
+        layer=TransformerBlock,
+        replaces=None,
+        purpose="gathers from other tokens, then thinks about it",
+        complexity=_COMPLEXITY,
+        operators=("layer_norm", "attention", "linear"),
+        sizes=sizes,
+        cost=partial(sum_of_parts, 2),
+        cases=BLOCK_CASES,
+    ),
+    LayerSpec(
+        name="transformer_encoder_layer",
+        layer=TransformerEncoderLayer,
+        replaces=torch.nn.TransformerEncoderLayer,
+        purpose="torch.nn's transformer block",
+        complexity=_COMPLEXITY,
+        operators=("layer_norm", "attention", "linear"),
+        sizes=_layer_sizes,
+        cost=partial(sum_of_parts, 2),
+        cases=LAYER_CASES,
+    ),
+)
