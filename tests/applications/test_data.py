@@ -164,14 +164,16 @@ def test_an_epoch_reads_the_text_once_and_cuts_it_in_its_own_way() -> None:
 
 
 def test_the_first_and_the_last_character_are_learned() -> None:
-    data = TextData("abcdefghijklmnopqrstu", block=2)
+    data = TextData("".join(chr(32 + number) for number in range(40)), block=2)
     batches = [data.training_batch(step, 1, seed=0) for step in range(60 * data.steps_per_epoch(1))]
     assert min(int(inputs.min()) for inputs, _ in batches) == int(data.training[0])
     assert max(int(targets.max()) for _, targets in batches) == int(data.training[-1])
 
 
 def test_a_text_of_few_windows_makes_a_smaller_batch() -> None:
-    assert len(tiny_text(block=100).training_batch(3, 64, seed=0)[0]) == 14
+    data = tiny_text(block=100)
+    sizes = {len(data.training_batch(step, 64, seed=0)[0]) for step in range(20)}
+    assert sizes <= {14, 15}  # 1,512 characters hold 15 windows of 100, or 14 behind a late first cut
 
 
 def test_validation_reads_the_held_out_part_once() -> None:

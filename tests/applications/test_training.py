@@ -252,6 +252,10 @@ def damaged_checkpoints(whole: bytes) -> dict[str, bytes]:
     flipped[place] ^= 1
     other = io.BytesIO()
     torch.save({"weights": torch.zeros(3)}, other)
+    checkpoint = torch.load(io.BytesIO(whole), weights_only=True)
+    checkpoint["nacre"]["recipe"]["momentum"] = 0.9
+    version = io.BytesIO()
+    torch.save(checkpoint, version)
     harmful = io.BytesIO()
     torch.save({"nacre": random.Random(0)}, harmful)
     return {
@@ -260,11 +264,12 @@ def damaged_checkpoints(whole: bytes) -> dict[str, bytes]:
         "truncated": whole[: len(whole) // 2],
         "one bit": bytes(flipped),
         "another file": other.getvalue(),
+        "another version": version.getvalue(),
         "code": harmful.getvalue(),
     }
 
 
-@pytest.mark.parametrize("damage", ["empty", "text", "truncated", "one bit", "another file", "code"])
+@pytest.mark.parametrize("damage", ["empty", "text", "truncated", "one bit", "another file", "another version", "code"])
 def test_a_damaged_checkpoint_is_refused_and_changes_nothing(tmp_path: Path, damage: str) -> None:
     train(tiny_application("mlp", RECIPE), folder=tmp_path, on_step=interrupting_at(5))
     path = tmp_path / "last.ckpt"
@@ -300,6 +305,11 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     other_model.model.head = torch.nn.Linear(8, 3)
     with pytest.raises(ValueError, match=r"differs in model\.head\.bias, model\.head\.weight"):
         train(other_model, resume=path)
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ValueError, match="got 'tpu'"):
+        train(tiny_application("mlp", RECIPE), device="tpu")
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import bias
 
 import nacre
 from nacre.core.op import record_choices
@@ -162,6 +163,15 @@ def test_large_scores():
     assert attention(query, key, torch.tensor([[1.0], [3.0], [math.pi]])).item() == 2.0
 
 
+def test_large_scores_leave_gradients_that_cancel():
+    """A constant added to all scores of a query changes nothing: their gradients sum to 0, though l is rounded."""
+    mask = torch.full((3, 5), 1000.0, requires_grad=True)
+    gradient = torch.autograd.grad(attention(Q, K, V, mask), mask, heads(2, 4, 3, 6, seed=5))[0]
+    assert gradient.abs().max() > 0.1
+    # l near 1000 is rounded to 3e-5 of its weights; 40 terms of about 1, rounded to 6e-8 each, must not show it
+    assert gradient.sum(-1).abs().max() < 3e-6
+
+
 def test_one_clear_winner_leaves_no_gradient():
     """Where a query attends to one key alone, half precision must not invent a gradient of the scores."""
     query = torch.tensor([[30.0, 0.0]], dtype=torch.bfloat16, requires_grad=True)
@@ -180,14 +190,16 @@ def test_nothing_of_the_size_of_the_scores_is_kept():
     assert sum(tensor.numel() for tensor in kept) == query.numel() + 2 * key.numel() + 2 * 64 + 1  # log_sum_exp, seed
 
 
-@pytest.mark.parametrize(("is_causal", "dynamic"), [(False, True), (True, False)])
-def test_compiled(is_causal, dynamic):
+@pytest.mark.parametrize(
+    ("keywords", "dynamic"), [({"is_causal": True}, True), ({"attn_mask": BLIND[:1]}, False)], ids=["causal", "mask"]
+)
+def test_compiled(keywords, dynamic):
     torch._dynamo.reset()
     compiled = torch.compile(attention, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for length in (3, 5):
         arguments = (heads_first(heads(2, 4, length, 6)), K, V)
-        ours = results(compiled, arguments, {"is_causal": is_causal})
-        expected = results(attention, arguments, {"is_causal": is_causal})
+        ours = results(compiled, arguments, keywords)
+        expected = results(attention, arguments, keywords)
         assert [t.stride() for t in ours[0]] == [t.stride() for t in expected[0]]
         for one, other in zip(tensors(ours), tensors(expected), strict=True):
             torch.testing.assert_close(one, other)
@@ -202,7 +214,7 @@ def test_autocast():
 
 
 def test_a_mask_of_torchs_own_type_is_left_to_torch():
-    mask = torch.nn.attention.bias.causal_lower_right(3, 5)
+    mask = bias.causal_lower_right(3, 5)
     with record_choices() as choices:
         output = attention(Q, K, V, mask)
     assert [str(choice) for choice in choices] == ["attention: torch (a mask of type CausalBias)"]

@@ -292,7 +292,6 @@ def test_vmap_of_a_gradient(randomness):
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # inside torch's own compiler
 def test_compiled(backend):
     torch._dynamo.reset()
     layer = torch.compile(nacre.Dropout(0.5), fullgraph=True, backend=backend)

@@ -835,6 +835,11 @@ def test_a_pair_of_forward_and_backward():
     assert only_failure(gradcheck((pair_forward, doubled), *LINEAR)).hint == "off by a factor of 2.0"
 
 
+def test_what_a_pair_saves_is_differentiated_again():
+    tanh = lambda x: (x.tanh(), x.tanh())
+    assert gradcheck((tanh, lambda g, y: g * (1 - y * y)), randn(4), second_order=True)
+
+
 def test_a_pair_with_needs_keywords_and_other_arguments():
     def forward(x, power, *, scale):
         return x**power * scale, (x, power, scale)

@@ -1,18 +1,21 @@
 """Checkpoints, read with suspicion: nothing of a run changes before the whole file was found good."""
 
 import zipfile
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from nacre.applications.application import Application
+from nacre.applications.application import APPLICATIONS, Application
+from nacre.applications.recipe import Recipe
 
 RECORD = "nacre"
 """The key of a checkpoint under which the run's settings stand."""
 
 _KEYS = {RECORD, "generators", "state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "global_step"}
+_RECORD_KEYS = {"application", "layers", "seed", "source", "data", "sizes", "recipe"}
 _LENGTH = {"steps", "epochs"}
 
 
@@ -39,12 +42,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} must be a whole checkpoint of nacre train; {reason}. Use another one.") from error
     if not isinstance(checkpoint, dict) or not checkpoint.keys() >= _KEYS or not _is_record(checkpoint[RECORD]):
-        raise ValueError(f"{path} must be a checkpoint of nacre train; it is a file of another kind.")
+        raise ValueError(f"{path} must be a checkpoint of nacre train; it is of another kind or version.")
     return checkpoint
 
 
 def _is_record(record: Any) -> bool:
-    return isinstance(record, dict) and isinstance(record.get("sizes"), dict) and isinstance(record.get("recipe"), dict)
+    if not isinstance(record, dict) or record.keys() != _RECORD_KEYS or record["application"] not in APPLICATIONS:
+        return False
+    sizes, recipe = record["sizes"], record["recipe"]
+    if not isinstance(sizes, dict) or not isinstance(recipe, dict):
+        return False
+    known = {field.name for field in fields(Recipe)}
+    return sizes.keys() == APPLICATIONS[record["application"]].sizes().keys() and recipe.keys() == known
 
 
 def check_continues(path: str | Path, checkpoint: dict[str, Any], application: Application) -> None:

@@ -61,21 +61,20 @@ class GPT(nn.Module):
         self.characters = nacre.Embedding(vocabulary_size, width)
         self.positions = nacre.Embedding(block, width)
         self.dropout = nacre.Dropout(dropout)
-        blocks = [nacre.TransformerBlock(width, heads, dropout=dropout, causal=True, bias=False) for _ in range(depth)]
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks = nn.Sequential(
+            *(nacre.TransformerBlock(width, heads, dropout=dropout, causal=True, bias=False) for _ in range(depth))
+        )
         self.norm = nacre.LayerNorm(width, bias=False)
         self.head = nacre.Linear(width, vocabulary_size, bias=False)
         self.head.weight = self.characters.weight
         self.criterion = nacre.CrossEntropyLoss()
-        self._initialise(blocks)
+        self._initialise(depth)
 
-    def _initialise(self, blocks: list[nacre.TransformerBlock]) -> None:
-        for parameter in self.parameters():
+    def _initialise(self, depth: int) -> None:
+        for name, parameter in self.named_parameters():
+            adds_to_the_residual = name.endswith(("attn.out_proj.weight", "ff.2.weight"))
             if parameter.dim() >= 2:
-                nn.init.normal_(parameter, std=0.02)
-        for block in blocks:
-            for adds_to_the_residual in (block.attn.out_proj, block.ff[-1]):
-                nn.init.normal_(adds_to_the_residual.weight, std=0.02 / math.sqrt(2 * len(blocks)))
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * depth) if adds_to_the_residual else 0.02)
 
     def forward(self, tokens: Tensor) -> Tensor:
         length = tokens.shape[1]

@@ -166,7 +166,7 @@ def train(
         on_step: called after every step with the step (from 1), the steps in all, and the training loss.
 
     Raises:
-        ValueError: a damaged checkpoint, or one of another run; nothing has been changed then.
+        ValueError: no such device, a damaged checkpoint, or one of another run; nothing has been changed then.
         FloatingPointError: the loss became infinite or not a number.
         KeyboardInterrupt: Ctrl-C in a run without a folder. With one, the run saves a checkpoint and returns.
 
@@ -179,6 +179,8 @@ def train(
         >>> result.finished, sorted(result.training_loss), sorted(result.final)
         (True, [1, 2, 3], ['perplexity', 'validation_loss'])
     """
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise ValueError(f"a run needs the device cpu, or cuda where there is one; got {device!r}. Leave it out.")
     if resume is not None:
         check_continues(resume, read_checkpoint(resume), application)
     if folder is not None:
@@ -187,7 +189,8 @@ def train(
     history, interruption = History(application.data.metric, on_step), Interruption()
     checkpoints = Checkpoints(folder, history, interruption, application.validate_every)
     lesson = _Lesson(application)
-    with _quiet(), torch.random.fork_rng(devices=[], enabled=True), interruption.watched():
+    accelerators = [torch.cuda.current_device()] if device == "cuda" else []
+    with _quiet(), torch.random.fork_rng(accelerators), interruption.watched():
         torch.manual_seed(application.seed)
         trainer = _trainer(application, device, [history, *([Progress(history)] if progress else []), checkpoints])
         application.model.train()

@@ -19,7 +19,7 @@ from nacre.layers import LAYERS
 from nacre.tools.convert import convert
 from nacre.tools.gradcheck import gradcheck
 from nacre.tools.report import Page, write_page
-from nacre.tools.show import show_layers
+from nacre.tools.show import show_layers, wide_console
 
 AGREEMENT = 1e-3
 """Largest relative difference between the two loss curves. Both start from the same weights and see the same data in the
@@ -106,7 +106,7 @@ def demo(page: Path, *, source: Path | None = None, steps: int = 300, seed: int 
     Returns:
         Whether every check passed and the loss curves agree.
     """
-    console = Console()
+    console = wide_console()
     rows = show_layers(console)
     if missing := native.unavailable():
         console.print(f"The formulas serve every layer: {missing}.")

@@ -109,9 +109,8 @@ def gradcheck(
         Nocedal, Wright, "Numerical Optimization", 2nd edition, 2006, section 8.1.
 
     Example:
-        >>> import torch
-        >>> from nacre.tools.gradcheck import gradcheck
-        >>> report = gradcheck(torch.nn.Linear(3, 2), torch.randn(4, 3))
+        >>> import torch, nacre
+        >>> report = nacre.gradcheck(torch.nn.Linear(3, 2), torch.randn(4, 3))
         >>> report.ok
         True
         >>> class Square(torch.autograd.Function):
@@ -123,7 +122,7 @@ def gradcheck(
         ...     def backward(ctx, grad):
         ...         (x,) = ctx.saved_tensors
         ...         return grad * x
-        >>> gradcheck(Square, torch.randn(5)).failures[0].hint
+        >>> nacre.gradcheck(Square, torch.randn(5)).failures[0].hint
         'off by a factor of 0.5'
     """
     settings = Settings(rtol, atol, max_entries, samples, directions, seed)
@@ -132,8 +131,12 @@ def gradcheck(
     failure: EvaluationError | None = None
     with _undisturbed():
         subject, findings.notes = prepare(module_or_function, inputs, keyword_inputs)
+        model = None
+        if reference is not None:
+            model, notes = prepare_reference(reference, subject)
+            findings.notes += notes
         try:
-            _check(subject, reference, second_order, settings, findings)
+            _check(subject, model, second_order, settings, findings)
         except EvaluationError as error:
             findings.problems.append(str(error))
             failure = error
@@ -156,7 +159,9 @@ class _Findings:
         return GradientReport(name, results, tuple(self.problems), tuple(self.notes))
 
 
-def _check(subject: Subject, reference: Any, second_order: bool, settings: Settings, findings: _Findings) -> None:
+def _check(
+    subject: Subject, reference: Subject | None, second_order: bool, settings: Settings, findings: _Findings
+) -> None:
     unknown, known = subject.modified_in_place()
     findings.notes += [f"the forward modifies {name} in place" for name in known]
     if unknown:
@@ -179,17 +184,14 @@ def _check(subject: Subject, reference: Any, second_order: bool, settings: Setti
     findings.comparisons, notes = against_differences(subject, incoming, gradients, settings)
     findings.notes += notes
     findings.notes += vanishing_gradients(subject.leaves, gradients, findings.comparisons)
-    model = None
     if reference is not None:
-        model, notes = prepare_reference(reference, subject)
-        findings.notes += notes
-        findings.problems += _other_outputs(outputs, model.evaluate())
+        findings.problems += _other_outputs(outputs, reference.evaluate())
         if findings.problems:
             return
-        expected = analytic_gradients(model, incoming)
+        expected = analytic_gradients(reference, incoming)
         findings.comparisons += against_reference(subject.leaves, gradients, expected, findings.comparisons)
     if second_order:
-        _check_second_order(subject, model, incoming, settings, findings)
+        _check_second_order(subject, reference, incoming, settings, findings)
 
 
 def _check_second_order(

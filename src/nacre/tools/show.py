@@ -1,9 +1,12 @@
 """Tables for the terminal."""
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
 from nacre.tools.table import LayerRow, layer_table
+
+WIDTH = 150
 
 
 def quantity(number: int) -> str:
@@ -22,14 +25,13 @@ def quantity(number: int) -> str:
 def show_layers(console: Console | None = None) -> list[LayerRow]:
     """Prints the comparison table of all layers and returns its rows."""
     rows = layer_table()
-    # every cell of the table matters more than the width of the window it is read in
-    console = console or Console()
-    table = Table(title="Layers, each with the bill of one call in float32")
+    console = console or wide_console()
+    table = Table(title="Layers, each with the bill of one call in float32", box=SIMPLE)
     for heading in ("layer", "purpose", "input"):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, min_width=18 if heading == "purpose" else None)
     for heading in ("parameters", "FLOPs forward", "FLOPs backward", "kept for backward"):
-        table.add_column(heading, justify="right")
-    table.add_column("complexity", overflow="fold")
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("complexity")
     for row in rows:
         bill = row.bill
         table.add_row(
@@ -42,5 +44,11 @@ def show_layers(console: Console | None = None) -> list[LayerRow]:
             f"{quantity(bill.saved_bytes)}B",
             row.complexity,
         )
-    console.print(table)
+    console.print(table, highlight=False)
     return rows
+
+
+def wide_console() -> Console:
+    """The terminal, at least as wide as a table needs: a line that wraps in the window reads better than a folded cell."""
+    console = Console()
+    return Console(width=max(console.width, WIDTH))

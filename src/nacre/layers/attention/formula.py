@@ -20,7 +20,7 @@ The sum of P is 1 up to the rounding of l; dividing by it keeps r a mean of dP, 
 attends to one key alone. (Without H, r_i is also sum_e G_ie O_ie: shorter, but as exact as O was rounded, and O would
 have to be kept.) What was repeated, along a dimension or for a group of query heads, sums the gradients of its copies.
 
-A row whose every key is masked has no mean. Its output is 0, and l = +inf gives P = exp(-inf) = 0 backward; where the
+A row whose every key is masked has no mean. Its output is 0, and a finite l gives P = exp(-inf) = 0 backward; where the
 weights are a result, weights and output are NaN, as 0 / 0 is.
 """
 
@@ -102,8 +102,8 @@ def softmax(scores: Tensor, need_weights: bool) -> tuple[Tensor, Tensor]:
     if need_weights:
         return scores.softmax(-1), scores.logsumexp(-1, True)
     empty = (scores == -torch.inf).all(-1, True)
-    scores = scores.masked_fill(empty, 0.0)  # no derivative of an empty row is 0 times infinity
-    return scores.softmax(-1).masked_fill(empty, 0.0), scores.logsumexp(-1, True).masked_fill(empty, torch.inf)
+    scores = scores.masked_fill(empty, 0.0)  # a finite l, and no derivative that is 0 times infinity
+    return scores.softmax(-1).masked_fill(empty, 0.0), scores.logsumexp(-1, True)
 
 
 def dropout(seed: Tensor, like: Tensor, p: float) -> Tensor:

@@ -46,7 +46,8 @@ class Dropout(torch.nn.Dropout):
     Numerics:
         The mask comes from a counter-based generator whose seed is drawn from torch's generator of the device: the same
         ``torch.manual_seed`` gives the same mask whatever the number of threads and the memory format, though not the
-        mask that torch.nn draws. p is met to within 2^-33. NaN and infinities stay NaN when dropped, as in torch.nn.
+        mask that torch.nn draws. p is met to within 2^-33. NaN or infinity gives NaN when it is dropped, as in
+        torch.nn.
 
     Raises:
         ValueError: p outside 0 to 1.
