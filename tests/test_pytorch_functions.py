@@ -89,6 +89,7 @@ def test_values_and_gradients(function, info, dtype):
     assert compared
 
 
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")  # said where PyTorch makes the data
 @pytest.mark.filterwarnings("ignore:Casting complex values to real")  # log_softmax(dtype=...), torch's too
 @pytest.mark.parametrize(("function", "info"), INFOS)
 def test_other_dtypes(function, info):

@@ -46,7 +46,7 @@ def construct(info, arguments, **keywords):
     return nacre.convert(info.module_cls(*arguments.args, **{**arguments.kwargs, **keywords}))
 
 
-# LinearCrossEntropyLoss has 857 samples, every product of its settings. The forward tests run all of them; for the other
+# LinearCrossEntropyLoss has 857 samples, every product of its settings. The forward tests run all of them, the other
 # tests every 11th, which meets every setting, since 11 divides the number of values of none.
 MANY = 150
 
@@ -90,7 +90,7 @@ def test_forward(info, training, dtype):
     assert checked
 
 
-@pytest.mark.filterwarnings("ignore:linear_cross_entropy. ``options`` ignored")  # nacre uses them, torch says it does not
+@pytest.mark.filterwarnings("ignore:linear_cross_entropy. ``options`` ignored")  # as torch says of its own layer
 @pytest.mark.parametrize(("info", "training"), EVERY)
 def test_same_as_torch(info, training):
     """Beyond PyTorch's own references: the torch.nn module with the same state, wherever nothing is drawn at random."""

@@ -1,5 +1,6 @@
 """What a block costs: the sum of its parts."""
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -72,7 +73,7 @@ def sum_of_parts(
         backward_elementwise_flops=joined * elements,
         bytes=additions * 3 * itemsize * elements,
         backward_bytes=joined * 3 * itemsize * elements,
-        saved_bytes=-sum(_kept_twice(*pair) for pair in zip(working, working[1:], strict=False)),
+        saved_bytes=-sum(_kept_twice(*pair) for pair in pairwise(working)),
     )
     for name, own in parts:
         total = total + LAYERS[name].cost(**own)

@@ -52,8 +52,8 @@ class TransformerBlock(nn.Module):
         norm_first: normalise before each part rather than after each sum. Default: True.
         bias: whether linear layers, attention and normalisations learn biases. Default: True.
         eps: added to the variance in the normalisations. Default: 1e-5.
-        activation: between the two linear layers, ``"gelu"``, ``"gelu_tanh"``, ``"relu"``, ``"silu"`` or a function that
-            makes a module. Default: ``"gelu"``.
+        activation: between the two linear layers, ``"gelu"``, ``"gelu_tanh"``, ``"relu"``, ``"silu"`` or a function
+            that makes a module. Default: ``"gelu"``.
         device: where the parameters are made. Default: torch's default device.
         dtype: of the parameters. Default: torch's default dtype.
 
@@ -116,7 +116,9 @@ class TransformerBlock(nn.Module):
         self.attn = MultiheadAttention(dim, num_heads, dropout=dropout, bias=bias, batch_first=True, **placed)
         self.dropout1 = Dropout(dropout)
         self.norm2 = LayerNorm(dim, eps=eps, bias=bias, **placed)
-        self.ff = nn.Sequential(Linear(dim, hidden, bias=bias, **placed), make(), Linear(hidden, dim, bias=bias, **placed))
+        self.ff = nn.Sequential(
+            Linear(dim, hidden, bias=bias, **placed), make(), Linear(hidden, dim, bias=bias, **placed)
+        )
         self.dropout2 = Dropout(dropout)
 
     def forward(self, input: Tensor, attn_mask: Tensor | None = None, key_padding_mask: Tensor | None = None) -> Tensor:
@@ -221,7 +223,17 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
-            d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first, bias, device, dtype
+            d_model,
+            nhead,
+            dim_feedforward,
+            dropout,
+            activation,
+            layer_norm_eps,
+            batch_first,
+            norm_first,
+            bias,
+            device,
+            dtype,
         )
         served = {spec.replaces: spec.layer for spec in LAYERS.values()}
         for child in self.children():
@@ -238,13 +250,21 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
 
         Args:
             src: the tokens.
-            src_mask: (T, T) or (B heads, T, T), True where a token is not to be gathered from, or numbers which are added
-                to the scores. Default: none.
+            src_mask: (T, T) or (B heads, T, T), True where a token is not to be gathered from, or numbers which are
+                added to the scores. Default: none.
             src_key_padding_mask: (B, T) or (T), True for padding, or numbers. Default: none.
             is_causal: ``src_mask`` is the causal mask. Default: False.
         """
         if src.is_nested:
-            return torch_instead("transformer_encoder_layer", "a nested tensor", super().forward, src, src_mask, src_key_padding_mask, is_causal)
+            return torch_instead(
+                "transformer_encoder_layer",
+                "a nested tensor",
+                super().forward,
+                src,
+                src_mask,
+                src_key_padding_mask,
+                is_causal,
+            )
         canonical = torch.nn.functional._canonical_mask
         of_mask = torch.nn.functional._none_or_dtype(src_mask)
         padding = canonical(src_key_padding_mask, "src_key_padding_mask", of_mask, "src_mask", src.dtype)

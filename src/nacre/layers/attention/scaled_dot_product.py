@@ -81,7 +81,7 @@ def scaled_dot_product_attention(
     """
     numbers = attn_mask if attn_mask is not None and attn_mask.is_floating_point() else None
     reason = unserved(query, key, value, numbers)
-    if type(attn_mask).__name__ == "CausalBias":  # from torch.nn.attention.bias, whose import takes a second
+    if attn_mask is not None and _is_causal_bias(attn_mask):
         reason = "a mask of type CausalBias"
     if reason:
         return torch_instead(
@@ -113,3 +113,12 @@ def attend(
     if scale is None:
         scale = max(query.shape[-1], 1) ** -0.5  # of no features every score is 0, whatever their scale
     return _op(query, key, value, mask, key_mask, seed, dropout_p, is_causal, scale, enable_gqa, need_weights)
+
+
+def _is_causal_bias(mask: Tensor) -> bool:
+    """Whether a mask is torch's own stand-in for a causal mask, which holds no values."""
+    if not torch.compiler.is_compiling():
+        return type(mask).__name__ == "CausalBias"  # to import the class takes a second
+    from torch.nn.attention.bias import CausalBias  # the compiler follows types better than their names
+
+    return isinstance(mask, CausalBias)
