@@ -103,8 +103,9 @@ def run(layer: torch.nn.Module, inputs: tuple, keywords: dict, seed: int = 5) ->
 
 
 # How far two correct computations may lie apart beyond torch's own error, relative to the largest value: float64 judges
-# itself, so torch's error is 0 there and cancellation needs room; values below 1 count as 1, since inputs are about 1; float32 sums a few thousand terms in another order;
-# bfloat16 and float16 round a float32 result once, which is half a unit, and a second time at most.
+# itself, so torch's error is 0 there and cancellation needs room; values below 1 count as 1, since inputs are about 1;
+# float32 sums a few thousand terms in another order; bfloat16 and float16 round a float32 result once, which is half a
+# unit, and a second time at most.
 SLACK = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 
 

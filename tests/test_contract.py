@@ -1,4 +1,7 @@
-"""The contract: every layer and block, every case, every property. A layer's own test file holds what is special to it."""
+"""The contract: every layer and block, every case, every property.
+
+A layer's own test file holds what is special to it.
+"""
 
 import copy
 import io
@@ -68,7 +71,9 @@ def compare(layer, reference, case, dtype, *, strides=True):
         assert_as_good_as_torch(ours, torchs, judge, dtype, f"gradient {index}")
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16], ids=["float64", "float32", "bfloat16"]
+)
 @pytest.mark.parametrize(("spec", "case"), small(random=False))
 def test_forward_and_gradients_match_torch(spec, case, dtype):
     layer, reference = build_pair(spec, case, dtype)

@@ -21,7 +21,11 @@ def embedding(weight, indices, **keywords):
 # PyTorch's data gives the table before the indices
 ADAPTED = {"embedding": embedding}
 INFOS = [
-    pytest.param(ADAPTED.get(name, getattr(nacre.functional, name)), info, id=f"{name}{info.variant_test_name and '-'}{info.variant_test_name}")
+    pytest.param(
+        ADAPTED.get(name, getattr(nacre.functional, name)),
+        info,
+        id=f"{name}{info.variant_test_name and '-'}{info.variant_test_name}",
+    )
     for name, full_name in NAMES.items()
     for info in op_db
     if info.name == full_name
@@ -62,8 +66,6 @@ def results(function, arguments, keywords):
         return outputs
     cotangents = [torch.linspace(-1, 1, t.numel(), dtype=t.dtype).reshape(t.shape) for t in differentiable]
     return outputs + list(torch.autograd.grad(differentiable, wanted, cotangents, allow_unused=True))
-
-
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""PyTorch's own module test data (torch.testing._internal.common_modules), run with nacre's classes in place of torch's.
+"""PyTorch's own module test data (torch.testing._internal.common_modules), with nacre's classes in place of torch's.
 
 The checks are those of PyTorch's test_modules.py which a machine without a GPU can run.
 """
@@ -18,9 +18,7 @@ from nacre.blocks import BLOCKS
 from nacre.layers import LAYERS
 from tests.support import fresh, rebuild, tensors
 
-REPLACEMENTS = {
-    spec.replaces: spec.layer for spec in (*LAYERS.values(), *BLOCKS.values()) if spec.replaces is not None
-}
+REPLACEMENTS = {spec.replaces: spec.layer for spec in (*LAYERS.values(), *BLOCKS.values()) if spec.replaces is not None}
 # torch.nn modules which hold layers that nacre serves: built as torch's, then converted
 CONTAINERS = (torch.nn.TransformerEncoder, torch.nn.TransformerDecoderLayer, torch.nn.Transformer)
 
@@ -193,14 +191,10 @@ def check_gradients(info, training, check):
 
         def function(*values, module=module, given=given, names=names):
             replacements = iter(values)
-            args, keywords = rebuild(
-                given, (next(replacements) if t.requires_grad else t for t in tensors(given))
-            )
+            args, keywords = rebuild(given, (next(replacements) if t.requires_grad else t for t in tensors(given)))
             with freeze_rng_state():
                 torch.manual_seed(5)
-                output = torch.func.functional_call(
-                    module, dict(zip(names, replacements, strict=True)), args, keywords
-                )
+                output = torch.func.functional_call(module, dict(zip(names, replacements, strict=True)), args, keywords)
             return tuple(t for t in tensors(output) if t.is_floating_point())
 
         values = [t.detach().clone().requires_grad_() for t in (*free, *module.parameters())]
@@ -231,10 +225,7 @@ def test_memory_format(info, training):
         last = torch.channels_last
         moved = rebuild(
             (given.args, given.kwargs),
-            (
-                t.contiguous(memory_format=last) if t.dim() == 4 else t
-                for t in tensors((given.args, given.kwargs))
-            ),
+            (t.contiguous(memory_format=last) if t.dim() == 4 else t for t in tensors((given.args, given.kwargs))),
         )
         module.to(memory_format=last)
         found = forward(module, type(given)(*moved[0], **moved[1]))

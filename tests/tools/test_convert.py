@@ -92,7 +92,9 @@ def test_the_model_itself_may_be_a_layer():
 
 
 def test_frozen_parametrised_and_quantised_dtypes():
-    model = torch.nn.Sequential(torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(3, 3)), torch.nn.Linear(3, 3))
+    model = torch.nn.Sequential(
+        torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(3, 3)), torch.nn.Linear(3, 3)
+    )
     model[1].weight.requires_grad_(False)
     nacre.convert(model.double())
     assert not isinstance(model[0], nacre.Linear), "a parametrised layer is a class of its own"
@@ -100,6 +102,7 @@ def test_frozen_parametrised_and_quantised_dtypes():
     assert model(torch.randn(2, 3, dtype=torch.float64)).dtype is torch.float64
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")  # torch.nn.TransformerEncoder's own
 def test_a_transformer_encoder_gives_the_same_result_in_training_and_evaluation():
     torch.manual_seed(0)
     layer = torch.nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)

@@ -19,8 +19,8 @@ def test_it_names_the_implementation_and_the_reason():
 
 
 def test_it_tells_when_torch_computes():
-    layer = nacre.Linear(3, 3).to(torch.complex64)
-    explanation = nacre.explain(layer, torch.randn(2, 3, dtype=torch.complex64))
+    complex_numbers = torch.randn(3, 3, dtype=torch.complex64)
+    explanation = nacre.explain(nacre.functional.linear, complex_numbers, complex_numbers)
     assert [choice.implementation for choice in explanation.choices] == ["torch"]
     assert "complex64" in str(explanation)
     assert "torch computed" in str(nacre.explain(torch.nn.Linear(3, 3), torch.randn(2, 3)))
@@ -33,7 +33,7 @@ def test_it_walks_through_a_whole_model():
 
 
 def test_random_state_is_put_back():
-    torch.manual_seed(4)
+    x = torch.randn(3, 3)
     state = torch.get_rng_state()
-    nacre.explain(nacre.Dropout(0.5), torch.randn(3, 3))
+    nacre.explain(nacre.Dropout(0.5), x)
     assert torch.equal(torch.get_rng_state(), state)

@@ -213,10 +213,8 @@ class Op:
         kinds = arguments | returns
         grads = [f"{'Tensor' if outputs == 1 else 'Tensor?'} grad_{name}" for name in self.returns[:outputs]]
         kept = [f"{kinds[name]} {name}" for name in self.saved]
-        results = ", ".join("Tensor" for _ in self.gradients)
-        backward_schema = (
-            f"({', '.join([*grads, *kept, 'bool[] needs'])}) -> {results if len(self.gradients) == 1 else f'({results})'}"
-        )
+        results = "Tensor" if len(self.gradients) == 1 else f"({', '.join('Tensor' for _ in self.gradients)})"
+        backward_schema = f"({', '.join([*grads, *kept, 'bool[] needs'])}) -> {results}"
         forward_schema = schema[len(self.name) :]
         for name, rest in ((self.name, forward_schema), (f"{self.name}_backward", backward_schema)):
             _library.define(name + rest)
@@ -337,9 +335,7 @@ class Op:
                 found = op._differentiable_backward(grads[: op.outputs], saved, ctx.settings, needs)
             else:
                 found = op.backward_operator(*grads[: op.outputs], *saved, needs)
-            for index, gradient in zip(
-                op._gradient_at, (found,) if len(op.gradients) == 1 else found, strict=True
-            ):
+            for index, gradient in zip(op._gradient_at, (found,) if len(op.gradients) == 1 else found, strict=True):
                 gradients[1 + index] = gradient
             return tuple(gradients)
 

@@ -61,9 +61,7 @@ def convert(model: torch.nn.Module, to: str = "nacre", report: ConversionReport 
     if to not in ("nacre", "torch"):
         raise check.error(ValueError, "nacre.convert goes to 'nacre' or to 'torch'", f"to = {to!r}")
     report = ConversionReport() if report is None else report
-    pairs = {
-        spec.replaces: spec.layer for spec in (*LAYERS.values(), *BLOCKS.values()) if spec.replaces is not None
-    }
+    pairs = {spec.replaces: spec.layer for spec in (*LAYERS.values(), *BLOCKS.values()) if spec.replaces is not None}
     classes = pairs if to == "nacre" else {layer: replaced for replaced, layer in pairs.items()}
     parts: set[torch.nn.Module] = set()
     for name, module in model.named_modules():

@@ -22,8 +22,8 @@ from nacre.tools.report import Page, write_page
 from nacre.tools.show import show_layers, wide_console
 
 AGREEMENT = 1e-3
-"""Largest relative difference between the two loss curves. Both start from the same weights and see the same data in the
-same order; what is left is float32 rounding, which training amplifies from step to step."""
+"""Largest relative difference between the two loss curves. Both start from the same weights and see the same data in
+the same order; what is left is float32 rounding, which training amplifies from step to step."""
 
 
 @dataclass(frozen=True)

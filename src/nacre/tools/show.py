@@ -49,6 +49,6 @@ def show_layers(console: Console | None = None) -> list[LayerRow]:
 
 
 def wide_console() -> Console:
-    """The terminal, at least as wide as a table needs: a line that wraps in the window reads better than a folded cell."""
+    """The terminal, taken to be at least as wide as a table needs: a wrapped line reads better than a folded cell."""
     console = Console()
     return Console(width=max(console.width, WIDTH))
