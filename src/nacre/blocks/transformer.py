@@ -110,7 +110,7 @@ class TransformerBlock(nn.Module):
                 f"dim = {dim} and mlp_ratio = {mlp_ratio}",
             )
         self.causal, self.norm_first = causal, norm_first
-        placed = {"device": device, "dtype": dtype}
+        placed: dict[str, Any] = {"device": device, "dtype": dtype}
         make = _ACTIVATIONS[activation] if isinstance(activation, str) else activation
         self.norm1 = LayerNorm(dim, eps=eps, bias=bias, **placed)
         self.attn = MultiheadAttention(dim, num_heads, dropout=dropout, bias=bias, batch_first=True, **placed)

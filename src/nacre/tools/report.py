@@ -62,9 +62,8 @@ def write_page(path: Path, page: Page) -> None:
 def _losses(curves: Mapping[str, Mapping[int, float]]) -> str:
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel="training loss")
-    for (label, curve), style in zip(
-        curves.items(), ({"linewidth": 4, "alpha": 0.35}, {"linewidth": 1.2}), strict=True
-    ):
+    styles: list[dict[str, Any]] = [{"linewidth": 4, "alpha": 0.35}, {"linewidth": 1.2}]
+    for (label, curve), style in zip(curves.items(), styles, strict=True):
         axes.plot(list(curve), list(curve.values()), label=label, **style)
     axes.legend(frameon=False)
     return _svg(figure)
