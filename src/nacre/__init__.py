@@ -15,7 +15,7 @@ from nacre.layers.recurrent import GRU, LSTM
 from nacre.layers.softmax import LogSoftmax, Softmax
 from nacre.tools.convert import ConversionReport, convert
 from nacre.tools.explain import Explanation, explain
-from nacre.tools.gradcheck import gradcheck
+from nacre.tools.gradcheck import GradientError, GradientReport, GradientResult, gradcheck
 
 __version__ = "0.1.0"
 
@@ -32,6 +32,9 @@ __all__ = [
     "functional",
     "GELU",
     "gradcheck",
+    "GradientError",
+    "GradientReport",
+    "GradientResult",
     "GRU",
     "LayerNorm",
     "LAYERS",

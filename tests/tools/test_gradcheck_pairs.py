@@ -6,7 +6,7 @@ from torch import nn
 from torch.autograd.gradcheck import GradcheckError
 
 from nacre.tools.gradcheck import GradientError, gradcheck
-from nacre.tools.gradcheck_numeric import EPSILON, LADDER, STEP, Slopes, best_rung
+from nacre.tools.gradcheck.numeric import EPSILON, LADDER, STEP, Slopes, best_rung
 from tests.tools.gradcheck_support import (
     LINEAR,
     function,

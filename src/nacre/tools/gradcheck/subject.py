@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from nacre.core import check
-from nacre.tools.gradcheck_pair import joined
-from nacre.tools.gradcheck_tensors import (
+from nacre.tools.gradcheck.pair import joined
+from nacre.tools.gradcheck.tensors import (
     named_inputs,
     named_tensors,
     refuse_unsupported,

@@ -29,8 +29,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nacre.tools.gradcheck_subject import Differentiable, EvaluationError
-from nacre.tools.gradcheck_tensors import largest
+from nacre.tools.gradcheck.subject import Differentiable, EvaluationError
+from nacre.tools.gradcheck.tensors import largest
 
 EPSILON = torch.finfo(torch.float64).eps
 STEP = 2.0**-17

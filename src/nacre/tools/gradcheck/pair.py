@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nacre.core import check
-from nacre.tools.gradcheck_tensors import named_inputs, replace_tensors
+from nacre.tools.gradcheck.tensors import named_inputs, replace_tensors
 
 
 def joined(forward: Callable[..., Any], backward: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from nacre.tools.gradcheck_hints import Evidence, likely_cause, swapped
-from nacre.tools.gradcheck_numeric import DirectionMove, EntryMove, FiniteDifferences, Verdict
-from nacre.tools.gradcheck_report import GradientResult
-from nacre.tools.gradcheck_subject import Differentiable, EvaluationError, Leaf, differentiate
-from nacre.tools.gradcheck_tensors import largest, same_values
+from nacre.tools.gradcheck.hints import Evidence, likely_cause, swapped
+from nacre.tools.gradcheck.numeric import DirectionMove, EntryMove, FiniteDifferences, Verdict
+from nacre.tools.gradcheck.report import GradientResult
+from nacre.tools.gradcheck.subject import Differentiable, EvaluationError, Leaf, differentiate
+from nacre.tools.gradcheck.tensors import largest, same_values
 
 REFERENCE_RTOL = 1e-10
 """Two float64 backwards differ by rounding alone: 4e5 eps leaves room for long sums and mild cancellation."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nacre.core import check
-from nacre.tools.gradcheck_compare import (
+from nacre.tools.gradcheck.compare import (
     REFERENCE_RTOL,
     Comparison,
     Gradients,
@@ -20,9 +20,9 @@ from nacre.tools.gradcheck_compare import (
     incoming_gradients,
     vanishing_gradients,
 )
-from nacre.tools.gradcheck_numeric import ROUNDING
-from nacre.tools.gradcheck_report import GradientError, GradientReport, GradientResult
-from nacre.tools.gradcheck_subject import (
+from nacre.tools.gradcheck.numeric import ROUNDING
+from nacre.tools.gradcheck.report import GradientError, GradientReport, GradientResult
+from nacre.tools.gradcheck.subject import (
     EvaluationError,
     GradientSubject,
     Leaf,
@@ -31,7 +31,7 @@ from nacre.tools.gradcheck_subject import (
     prepare,
     prepare_reference,
 )
-from nacre.tools.gradcheck_tensors import distance, largest
+from nacre.tools.gradcheck.tensors import distance, largest
 
 __all__ = ["GradientError", "GradientReport", "GradientResult", "gradcheck"]
 
