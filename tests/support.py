@@ -143,8 +143,8 @@ class CountProducts(TorchDispatchMode):
             name = function._schema.name.removeprefix("nacre::")
             with self:
                 if name in OPS:
-                    return OPS[name]._formula(*arguments)
-                return OPS[name.removesuffix("_backward")]._formula_backward(*arguments)
+                    return OPS[name]._formula_apart(*arguments)
+                return OPS[name.removesuffix("_backward")]._formula_backward_apart(*arguments)
         if function._overloadpacket not in flop_registry:
             with self:  # matmul arrives whole; the products inside it count
                 parts = function.decompose(*arguments, **(keywords or {}))

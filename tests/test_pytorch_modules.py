@@ -18,6 +18,9 @@ from nacre.blocks import BLOCKS
 from nacre.layers import LAYERS
 from tests.support import fresh, rebuild, tensors
 
+# torch's own containers tell why they will not take their fused path
+pytestmark = pytest.mark.filterwarnings("ignore:enable_nested_tensor is True:UserWarning")
+
 REPLACEMENTS = {spec.replaces: spec.layer for spec in (*LAYERS.values(), *BLOCKS.values()) if spec.replaces is not None}
 # torch.nn modules which hold layers that nacre serves: built as torch's, then converted
 CONTAINERS = (torch.nn.TransformerEncoder, torch.nn.TransformerDecoderLayer, torch.nn.Transformer)
@@ -103,7 +106,8 @@ def test_same_as_torch(info, training):
     assert repr(module) is not None
 
 
-@pytest.mark.parametrize("info", ONCE)
+# torch.nn.TransformerEncoder takes a layer that is already made, and no device
+@pytest.mark.parametrize("info", [p for p in ONCE if p.values[0].module_cls is not torch.nn.TransformerEncoder])
 def test_factory_keywords(info):
     for item in inputs_of(info, torch.float32, requires_grad=False, training=False):
         module = construct(info, item.constructor_input)
@@ -208,7 +212,11 @@ def test_gradients(info, training):
     check_gradients(info, training, torch.autograd.gradcheck)
 
 
-@pytest.mark.parametrize(("info", "training"), [p for p in EVERY if p.values[0].supports_gradgrad])
+# the containers' second derivatives are those of the layers in them, which are checked by themselves
+@pytest.mark.parametrize(
+    ("info", "training"),
+    [p for p in EVERY if p.values[0].supports_gradgrad and p.values[0].module_cls not in CONTAINERS],
+)
 def test_second_gradients(info, training):
     check_gradients(info, training, torch.autograd.gradgradcheck)
 
@@ -249,7 +257,8 @@ def test_training_attribute(info):
                 assert "training" in str(error)
                 assert info.train_and_eval_differ
             else:
-                assert not info.train_and_eval_differ
+                # torch's encoder layer reads its mode to choose its fused path, which ours does not have
+                assert not info.train_and_eval_differ or info.module_cls is torch.nn.TransformerEncoderLayer
 
 
 @pytest.mark.filterwarnings("ignore:Possible nested set:FutureWarning")  # a pattern in PyTorch's data

@@ -16,7 +16,8 @@ def error(kind: type[Exception], rule: str, got: str, fix: str = "") -> Exceptio
         >>> error(ValueError, "p is a probability, from 0 to 1", "p = 1.5")
         ValueError('p is a probability, from 0 to 1; got p = 1.5.')
     """
-    return kind(f"{rule}; got {got}." + (f" {fix}" if fix else ""))
+    # two formats: the compiler, which traces errors too, cannot add formatted strings
+    return kind(f"{rule}; got {got}. {fix}") if fix else kind(f"{rule}; got {got}.")
 
 
 def shape(tensor: torch.Tensor) -> str:

@@ -231,8 +231,10 @@ class Op:
         _library.impl(f"{self.name}_backward", self._run_backward, "CompositeExplicitAutograd")
         _library.impl(self.name, self._formula, "FuncTorchBatched")
         _library.impl(f"{self.name}_backward", self._formula_backward, "FuncTorchBatched")
-        torch.library.register_fake(f"nacre::{self.name}", fake or self._fake_forward, lib=_library)
-        torch.library.register_fake(f"nacre::{self.name}_backward", fake_backward or self._fake_backward, lib=_library)
+        torch.library.register_fake(f"nacre::{self.name}", fake or self._formula_apart, lib=_library)
+        torch.library.register_fake(
+            f"nacre::{self.name}_backward", fake_backward or self._formula_backward_apart, lib=_library
+        )
         for device, policy in (autocast or {}).items():
             _library.impl(self.name, self._make_autocast(device, policy), _AUTOCAST_KEYS[device])
 
@@ -258,10 +260,10 @@ class Op:
         with _without_autocast():
             return self.backward_formula(grads[0] if self.outputs == 1 else grads, saved, needs)
 
-    def _fake_forward(self, *arguments: Any) -> Any:
+    def _formula_apart(self, *arguments: Any) -> Any:
         return _apart(self._formula(*arguments), arguments)
 
-    def _fake_backward(self, *arguments: Any) -> Any:
+    def _formula_backward_apart(self, *arguments: Any) -> Any:
         return _apart(self._formula_backward(*arguments), arguments)
 
     # ---- the choice between kernels and formula, where autograd, autocast and transforms are done with
@@ -285,7 +287,7 @@ class Op:
         kernel, reason = self.choose(*arguments)
         if _recorders:
             _record(self.name, f"{kernel.language} kernel" if kernel else "formula", reason)
-        return self._kernel(*arguments) if kernel else _apart(self._formula(*arguments), arguments)
+        return self._kernel(*arguments) if kernel else self._formula_apart(*arguments)
 
     def _run_backward(self, *arguments: Any) -> Any:
         given = dict(zip(self.saved, arguments[self.outputs : -1], strict=True))
@@ -293,7 +295,7 @@ class Op:
         kernel, reason = self.choose(*(given.get(name) for name in self.arguments))
         if _recorders:
             _record(f"{self.name}_backward", f"{kernel.language} kernel" if kernel else "formula", reason)
-        return self._backward_kernel(*arguments) if kernel else _apart(self._formula_backward(*arguments), arguments)
+        return self._backward_kernel(*arguments) if kernel else self._formula_backward_apart(*arguments)
 
     # ---- autograd
 

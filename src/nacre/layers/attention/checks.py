@@ -88,7 +88,10 @@ def _check_mask(query: Tensor, mask: Tensor, scores: tuple[int, ...]) -> None:
     check.same_device("attention", query=query, attn_mask=mask)
     check_mask_dtype(query, mask)
     last = scores[len(scores) - mask.dim() :]
-    if mask.dim() > len(scores) or any(size not in (1, wanted) for size, wanted in zip(mask.shape, last, strict=True)):
+    # compared one by one: the compiler's `in` does not compare a size that it holds as a symbol
+    if mask.dim() > len(scores) or any(
+        size != 1 and size != wanted for size, wanted in zip(mask.shape, last, strict=True)
+    ):
         raise check.error(
             RuntimeError,
             f"an attn_mask broadcasts to the scores of every query with every key, here {scores}",
