@@ -46,7 +46,7 @@ lint: .venv/.packages
 	@touch $@
 
 .venv/.packages: .venv/.torch pyproject.toml
-	$(PIP) install $(TORCH) --editable '.[all,dev]' --config-settings wheel.cmake=false
+	$(PIP) install $(TORCH) --editable '.[all,dev]' --config-settings wheel.cmake=false --config-settings editable.mode=inplace
 	@touch $@
 
 native: .venv/.kernels
