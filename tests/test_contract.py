@@ -373,7 +373,7 @@ def test_functional_gradients(spec, case):
 
 
 @pytest.mark.parametrize(("spec", "case"), SMALL)
-def test_meta_and_inference_mode(spec, case):
+def test_inference_mode(spec, case):
     layer, _ = build_pair(spec, case, torch.float32)
     inputs, keywords = case.make(torch.float32)
     torch.manual_seed(2)
