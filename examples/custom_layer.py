@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 import nacre
-from nacre.tools.gradcheck import GradientReport
 
 # ---------------------------------------------------------------------------------------------------------- Linear
 
@@ -190,7 +189,7 @@ class ForgetfulLayerNorm(PlainLayerNorm):
 # ------------------------------------------------------------------------------------------------------- the check
 
 
-def check_right_layers() -> list[GradientReport]:
+def check_right_layers() -> list[nacre.GradientReport]:
     """The six layers: each plain one on its own, each hand-written one beside the plain one as well."""
     torch.manual_seed(0)
     rows = torch.randn(6, 4)
@@ -208,7 +207,7 @@ def check_right_layers() -> list[GradientReport]:
     return reports
 
 
-def check_wrong_layers() -> list[GradientReport]:
+def check_wrong_layers() -> list[nacre.GradientReport]:
     """The two layers with a planted mistake."""
     torch.manual_seed(0)
     rows = torch.randn(6, 4)

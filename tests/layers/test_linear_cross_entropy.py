@@ -12,22 +12,7 @@ from nacre.functional import cross_entropy, linear_cross_entropy
 from nacre.layers.cross_entropy import linear_formula
 from nacre.layers.cross_entropy.linear_base import WithoutTorch
 from nacre.layers.cross_entropy.linear_layer import chosen_chunk
-
-torch_cross_entropy = torch.nn.functional.cross_entropy
-since_2_13 = pytest.mark.skipif(
-    not hasattr(torch.nn, "LinearCrossEntropyLoss"), reason="torch has the loss and its options since 2.13"
-)
-
-
-def logits(*shape, scale=1.0):
-    return torch.randn(shape, dtype=torch.float64) * scale
-
-
-def reference(x, w, target, bias=None, ignore_index=-100, **keywords):
-    """The loss of all logits at once, by torch."""
-    z = torch.nn.functional.linear(x, w.flatten(0, -2), None if bias is None else bias.flatten())
-    return torch_cross_entropy(z.reshape(*x.shape[:-1], *w.shape[:-1]), target, ignore_index=ignore_index, **keywords)
-
+from tests.layers.cross_entropy_support import reference, since_2_13
 
 # ---- errors
 

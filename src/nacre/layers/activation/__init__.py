@@ -1,8 +1,11 @@
 """GELU, ReLU, SiLU, Tanh and Sigmoid: formula.py, cost.py, layer.py and cases.py, to be read in this order."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
-from nacre.core.spec import LayerSpec
+from nacre.core.spec import Case, LayerSpec
 from nacre.layers.activation.cases import GELU_CASES, RELU_CASES, SIGMOID_CASES, SILU_CASES, TANH_CASES
 from nacre.layers.activation.cost import (
     COMPLEXITY,
@@ -18,60 +21,41 @@ from nacre.layers.activation.layer import GELU, ReLU, Sigmoid, SiLU, Tanh, gelu,
 
 __all__ = ["GELU", "SPECS", "ReLU", "SiLU", "Sigmoid", "Tanh", "gelu", "relu", "sigmoid", "silu", "tanh"]
 
+
+def _spec(
+    name: str,
+    layer: type[torch.nn.Module],
+    replaces: type[torch.nn.Module],
+    purpose: str,
+    cost: Callable[..., Any],
+    cases: tuple[Case, ...],
+    sizes: Callable[..., Any] = sizes,
+) -> LayerSpec:
+    return LayerSpec(
+        name=name,
+        layer=layer,
+        replaces=replaces,
+        purpose=purpose,
+        complexity=COMPLEXITY,
+        operators=(name,),
+        sizes=sizes,
+        cost=cost,
+        cases=cases,
+    )
+
+
 SPECS = (
-    LayerSpec(
-        name="gelu",
-        layer=GELU,
-        replaces=torch.nn.GELU,
-        purpose="a smooth gate: x times the chance that a normal value lies below x",
-        complexity=COMPLEXITY,
-        operators=("gelu",),
-        sizes=gelu_sizes,
-        cost=gelu_cost,
-        cases=GELU_CASES,
+    _spec(
+        "gelu",
+        GELU,
+        torch.nn.GELU,
+        "a smooth gate: x times the chance that a normal value lies below x",
+        gelu_cost,
+        GELU_CASES,
+        gelu_sizes,
     ),
-    LayerSpec(
-        name="relu",
-        layer=ReLU,
-        replaces=torch.nn.ReLU,
-        purpose="keeps what is positive",
-        complexity=COMPLEXITY,
-        operators=("relu",),
-        sizes=sizes,
-        cost=relu_cost,
-        cases=RELU_CASES,
-    ),
-    LayerSpec(
-        name="silu",
-        layer=SiLU,
-        replaces=torch.nn.SiLU,
-        purpose="a smooth gate: x times its sigmoid",
-        complexity=COMPLEXITY,
-        operators=("silu",),
-        sizes=sizes,
-        cost=silu_cost,
-        cases=SILU_CASES,
-    ),
-    LayerSpec(
-        name="tanh",
-        layer=Tanh,
-        replaces=torch.nn.Tanh,
-        purpose="squashes numbers into -1 to 1",
-        complexity=COMPLEXITY,
-        operators=("tanh",),
-        sizes=sizes,
-        cost=tanh_cost,
-        cases=TANH_CASES,
-    ),
-    LayerSpec(
-        name="sigmoid",
-        layer=Sigmoid,
-        replaces=torch.nn.Sigmoid,
-        purpose="squashes numbers into 0 to 1",
-        complexity=COMPLEXITY,
-        operators=("sigmoid",),
-        sizes=sizes,
-        cost=sigmoid_cost,
-        cases=SIGMOID_CASES,
-    ),
+    _spec("relu", ReLU, torch.nn.ReLU, "keeps what is positive", relu_cost, RELU_CASES),
+    _spec("silu", SiLU, torch.nn.SiLU, "a smooth gate: x times its sigmoid", silu_cost, SILU_CASES),
+    _spec("tanh", Tanh, torch.nn.Tanh, "squashes numbers into -1 to 1", tanh_cost, TANH_CASES),
+    _spec("sigmoid", Sigmoid, torch.nn.Sigmoid, "squashes numbers into 0 to 1", sigmoid_cost, SIGMOID_CASES),
 )

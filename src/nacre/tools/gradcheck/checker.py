@@ -181,6 +181,7 @@ def _check(
     if not _equal_gradients(gradients, analytic_gradients(subject, incoming)):
         findings.problems.append("the backward is not deterministic: two calls on the same input give two gradients")
         return
+    subject.random_state.notice()
     findings.comparisons, notes = against_differences(subject, incoming, gradients, settings)
     findings.notes += notes
     findings.notes += vanishing_gradients(subject.leaves, gradients, findings.comparisons)

@@ -77,7 +77,8 @@ class RandomState:
             generator.set_state(state)
 
     def notice(self) -> None:
-        """Leaves numpy's generator alone from now on if it has not moved: setting it takes longer than a layer."""
+        """Leaves numpy's generator alone from now on if it has not moved since it was last set, which takes longer than
+        a layer."""
         if self._numpy:
             before, now = self._numpy_state, self._numpy.get_state()
             self._numpy_moves = now[2:] != before[2:] or bytes(now[1]) != bytes(before[1])
@@ -140,7 +141,6 @@ class Subject:
         parameters = [] if self.module is None else list(self.module.named_parameters())
         before = [parameter.detach().clone() for _, parameter in parameters]
         self.evaluate()
-        self.random_state.notice()
         unknown = [
             name
             for (name, parameter), values in zip(parameters, before, strict=True)
