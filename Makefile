@@ -66,7 +66,7 @@ sanitize: .venv/.packages
 	$(CMAKE) -B build/sanitize -DNACRE_SANITIZE=ON
 	$(BIN)/cmake --build build/sanitize
 	for capability in default avx2 avx512; do \
-	    ATEN_CPU_CAPABILITY=$$capability LD_PRELOAD=$$($(CXX) -print-file-name=libasan.so) \
+	    ATEN_CPU_CAPABILITY=$$capability LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 \
 	    $(BIN)/python -m pytest --kernels build/sanitize tests/test_native.py tests/layers/test_layer_norm.py || exit 1; \
 	done

@@ -224,31 +224,35 @@ inline std::array<A, N> sums_over_row(int64_t count, Terms terms) {
 // Below this many values, starting a thread costs more than it saves.
 constexpr int64_t values_per_thread = 32768;
 
-// Consecutive rows whose values are added apart, before the blocks are added in order. The shape alone decides them.
+// Consecutive rows whose values are added apart, before the blocks are added in pairs. The shape alone decides them, and
+// they are short: rounding errors grow with the length of a plain sum.
 struct RowBlocks {
-  int64_t rows, size, count;
+  int64_t rows, size, count, per_thread;
 
   RowBlocks(int64_t rows, int64_t features) : rows(rows) {
-    const int64_t for_threads = 64;
-    const int64_t worth_a_thread = values_per_thread / std::max<int64_t>(features, 1);
-    size = std::max<int64_t>({(rows + for_threads - 1) / for_threads, worth_a_thread, 8});
+    size = std::clamp<int64_t>((rows + 63) / 64, 8, 64);
     count = (rows + size - 1) / size;
+    per_thread = std::max<int64_t>(values_per_thread / std::max<int64_t>(size * features, 1), 1);
   }
 
   int64_t begin(int64_t block) const { return block * size; }
   int64_t end(int64_t block) const { return std::min(rows, (block + 1) * size); }
 };
 
-// sums: (B, D), one row for each of B blocks; result: (D)
+// Adds block to block, then pair to pair, and so on. sums: (B, D), one row for each of B blocks, which serves as
+// scratch; result: (D)
 template <class A>
-inline void add_blocks(const A* sums, A* result, int64_t blocks, int64_t features) {
-  std::fill(result, result + features, A(0));
-  for (int64_t block = 0; block < blocks; ++block) {
-    const A* row = sums + block * features;
-    over_row<A>(features, [&](int64_t i, auto which) {
-      store(result + i, load(result + i, which) + load(row + i, which), which);
-    });
-  }
+inline void add_blocks(A* sums, A* result, int64_t blocks, int64_t features) {
+  for (int64_t distance = 1; distance < blocks; distance *= 2)
+    for (int64_t block = 0; block + distance < blocks; block += 2 * distance) {
+      A* to = sums + block * features;
+      const A* from = to + distance * features;
+      over_row<A>(features, [&](int64_t i, auto which) { store(to + i, load(to + i, which) + load(from + i, which), which); });
+    }
+  if (blocks > 0)
+    std::copy(sums, sums + features, result);
+  else
+    std::fill(result, result + features, A(0));
 }
 
 // ---- tensors

@@ -149,7 +149,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
     T* grad_rows = needs[0] ? static_cast<T*>(grad_x.mutable_data_ptr()) : nullptr;                // (N, D) or null
     A* weight_blocks = needs[1] ? static_cast<A*>(weight_sums.mutable_data_ptr()) : nullptr;       // (B, D) or null
     A* bias_blocks = needs[2] ? static_cast<A*>(bias_sums.mutable_data_ptr()) : nullptr;           // (B, D) or null
-    torch::stable::parallel_for(0, blocks.count, 1, [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, blocks.count, blocks.per_thread, [&](int64_t begin, int64_t end) {
       for (int64_t block = begin; block < end; ++block) {
         A* weight_sum = weight_blocks ? weight_blocks + block * features : nullptr;
         A* bias_sum = bias_blocks ? bias_blocks + block * features : nullptr;
