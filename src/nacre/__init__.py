@@ -1,6 +1,6 @@
 """nacre: neural-network layers with nothing hidden, drop-in for ``torch.nn``."""
 
-from nacre import functional
+from nacre import functional, memory
 from nacre.blocks import BLOCKS, ResidualBlock, TransformerBlock, TransformerEncoderLayer
 from nacre.layers import LAYERS
 from nacre.layers.activation import GELU, ReLU, Sigmoid, SiLU, Tanh
@@ -42,6 +42,7 @@ __all__ = [
     "LinearCrossEntropyLoss",
     "LogSoftmax",
     "LSTM",
+    "memory",
     "MultiheadAttention",
     "ReLU",
     "ResidualBlock",

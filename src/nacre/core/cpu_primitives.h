@@ -219,10 +219,18 @@ inline std::array<A, N> sums_over_row(int64_t count, Terms terms) {
   return totals;
 }
 
-// ---- sums over rows: the same bits for any number of threads
+// ---- threads
 
 // Below this many values, starting a thread costs more than it saves.
 constexpr int64_t values_per_thread = 32768;
+
+// Calls body(begin, end) for parts of 0 to count, side by side where a thread has at least `per_thread` of them.
+template <class Body>
+inline void in_parallel(int64_t count, int64_t per_thread, const Body& body) {
+  torch::stable::parallel_for(0, count, per_thread, body);
+}
+
+// ---- sums over rows: the same bits for any number of threads
 
 // Consecutive rows whose values are added apart, before the blocks are added in pairs. The shape alone decides them, and
 // they are short: rounding errors grow with the length of a plain sum.

@@ -154,6 +154,27 @@ def call(name: str, *arguments: Any) -> Any:
     return OPS[name](*arguments)
 
 
+_PLAIN = {torch.Tensor, torch.nn.Parameter}
+
+
+def _unobserved(arguments: Sequence[Any]) -> bool:
+    """Whether nothing but autograd stands between a call and its kernel.
+
+    No compiler or tracer, no mode, no transform, no autocast, no subclass of a tensor: then the dispatcher, which would
+    ask each of them in turn, has nothing to say, and a small call takes half the time without it.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._len_torch_function_stack() == 0
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+        and not torch._C._is_any_autocast_enabled()
+        and torch._C._get_tracing_state() is None
+        and all(type(value) in _PLAIN for value in arguments if isinstance(value, torch.Tensor))
+    )
+
+
 def _without_autocast() -> Any:
     """Keeps autocast, which has cast an op's arguments already, from the operations inside the op."""
     return torch._C._ExcludeDispatchKeyGuard(_ALL_AUTOCAST)
@@ -219,6 +240,7 @@ class Op:
         for name, rest in ((self.name, forward_schema), (f"{self.name}_backward", backward_schema)):
             _library.define(name + rest)
             _library.define(f"{name}.kernel{rest}")
+            _library.impl(f"{name}.kernel", torch.library.fallthrough_kernel, "Autograd")
         self.operator = getattr(torch.ops.nacre, self.name).default
         self.backward_operator = getattr(torch.ops.nacre, f"{self.name}_backward").default
         self._kernel = getattr(torch.ops.nacre, self.name).kernel
@@ -227,8 +249,8 @@ class Op:
         self._function = self._make_function()
         OPS[self.name] = self
         _library.impl(self.name, self._autograd, "Autograd", with_keyset=True)
-        _library.impl(self.name, self._run_forward, "CompositeExplicitAutograd")
-        _library.impl(f"{self.name}_backward", self._run_backward, "CompositeExplicitAutograd")
+        _library.impl(self.name, self._dispatched, "CompositeExplicitAutograd")
+        _library.impl(f"{self.name}_backward", self._dispatched_backward, "CompositeExplicitAutograd")
         _library.impl(self.name, self._formula, "FuncTorchBatched")
         _library.impl(f"{self.name}_backward", self._formula_backward, "FuncTorchBatched")
         torch.library.register_fake(f"nacre::{self.name}", fake or self._formula_apart, lib=_library)
@@ -240,7 +262,13 @@ class Op:
 
     def __call__(self, *arguments: Any) -> Any:
         """Runs the op; returns its outputs without the intermediates."""
-        results = self.operator(*arguments)
+        kernel, reason = self.choose(*arguments) if _unobserved(arguments) else (None, "")
+        if kernel is None:
+            results = self.operator(*arguments)
+        elif torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+            results = self._function.apply(functools.partial(self._run, kernel, reason), *arguments)
+        else:
+            results = self._run(kernel, reason, *arguments)
         if len(self.returns) == 1:
             return results
         return results[0] if self.outputs == 1 else results[: self.outputs]
@@ -283,19 +311,33 @@ class Op:
                 return kernel, "; ".join(kernel.requires)
         return None, reason
 
-    def _run_forward(self, *arguments: Any) -> Any:
-        kernel, reason = self.choose(*arguments)
+    def _choose_backward(self, arguments: Sequence[Any]) -> tuple[Kernel | None, str]:
+        given = dict(zip(self.saved, arguments[self.outputs : -1], strict=True))
+        given.setdefault(self.arguments[0], next(grad for grad in arguments[: self.outputs] if grad is not None))
+        return self.choose(*(given.get(name) for name in self.arguments))
+
+    def _run(self, kernel: Kernel | None, reason: str, *arguments: Any) -> Any:
         if _recorders:
             _record(self.name, f"{kernel.language} kernel" if kernel else "formula", reason)
         return self._kernel(*arguments) if kernel else self._formula_apart(*arguments)
 
-    def _run_backward(self, *arguments: Any) -> Any:
-        given = dict(zip(self.saved, arguments[self.outputs : -1], strict=True))
-        given.setdefault(self.arguments[0], next(grad for grad in arguments[: self.outputs] if grad is not None))
-        kernel, reason = self.choose(*(given.get(name) for name in self.arguments))
+    def _run_backward(self, kernel: Kernel | None, reason: str, *arguments: Any) -> Any:
         if _recorders:
             _record(f"{self.name}_backward", f"{kernel.language} kernel" if kernel else "formula", reason)
         return self._backward_kernel(*arguments) if kernel else self._formula_backward_apart(*arguments)
+
+    def _dispatched(self, *arguments: Any) -> Any:
+        return self._run(*self.choose(*arguments), *arguments)
+
+    def _dispatched_backward(self, *arguments: Any) -> Any:
+        return self._run_backward(*self._choose_backward(arguments), *arguments)
+
+    def _backward(self, *arguments: Any) -> Any:
+        """The backward of a call, in autograd's hands."""
+        kernel, reason = self._choose_backward(arguments) if _unobserved(arguments) else (None, "")
+        if kernel is None:
+            return self.backward_operator(*arguments)
+        return self._run_backward(kernel, reason, *arguments)
 
     # ---- autograd
 
@@ -303,7 +345,7 @@ class Op:
         if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             return self._formula(*arguments)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
-            return self._function.apply(keyset, *arguments)
+            return self._function.apply(functools.partial(self._redispatch, keyset), *arguments)
         return self._redispatch(keyset, *arguments)
 
     def _redispatch(self, keyset: Any, *arguments: Any) -> Any:
@@ -314,8 +356,8 @@ class Op:
     def _make_function(self) -> type[torch.autograd.Function]:
         op = self
 
-        def forward(ctx: Any, keyset: Any, *arguments: Any) -> Any:
-            results = op._redispatch(keyset, *arguments)
+        def forward(ctx: Any, run: Callable[..., Any], *arguments: Any) -> Any:
+            results = run(*arguments)
             values = dict(zip(op.arguments, arguments, strict=True))
             values.update(zip(op.returns, results if len(op.returns) > 1 else (results,), strict=True))
             saved = [values[name] for name in op.saved]
@@ -336,7 +378,7 @@ class Op:
             if torch.is_grad_enabled():
                 found = op._differentiable_backward(grads[: op.outputs], saved, ctx.settings, needs)
             else:
-                found = op.backward_operator(*grads[: op.outputs], *saved, needs)
+                found = op._backward(*grads[: op.outputs], *saved, needs)
             for index, gradient in zip(op._gradient_at, (found,) if len(op.gradients) == 1 else found, strict=True):
                 gradients[1 + index] = gradient
             return tuple(gradients)

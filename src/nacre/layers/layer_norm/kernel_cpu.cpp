@@ -1,4 +1,5 @@
 // LayerNorm: formula.py, with a row kept in cache between its passes. N rows of D features each.
+#include "nacre/core/cpu_memory.h"
 #include "nacre/core/cpu_primitives.h"
 
 #include <array>
@@ -61,7 +62,8 @@ void differentiate_row(const T* g, const T* x, const A* weight, A mean, A rstd, 
 
 struct Shape {
   int64_t rows = 1, features = 1;
-  std::vector<int64_t> statistics;  // (..., 1, ...): the shape of mean and rstd
+  Sizes sizes;
+  Sizes statistics;  // (..., 1, ...): the shape of mean and rstd
 };
 
 Shape shape_of(const Tensor& input, const std::vector<int64_t>& normalized_shape) {
@@ -73,6 +75,7 @@ Shape shape_of(const Tensor& input, const std::vector<int64_t>& normalized_shape
     STD_TORCH_CHECK(i < leading || sizes[i] == normalized_shape[i - leading],
                     "layer_norm: the input's last dimensions are not normalized_shape");
     (i < leading ? shape.rows : shape.features) *= sizes[i];
+    shape.sizes.push_back(sizes[i]);
     shape.statistics.push_back(i < leading ? sizes[i] : 1);
   }
   return shape;
@@ -92,9 +95,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const std::vecto
   const ScalarType dtype = input.scalar_type(), computed = accumulator_dtype(dtype);
   const Tensor x = contiguous_as(input, dtype);
   const auto w = parameter(weight, computed, shape.features), b = parameter(bias, computed, shape.features);
-  Tensor y = torch::stable::new_empty(x, x.sizes());
-  Tensor mean = torch::stable::new_empty(x, shape.statistics, computed);
-  Tensor rstd = torch::stable::new_empty(x, shape.statistics, computed);
+  const Tensor y = new_tensor(shape.sizes, dtype);
+  const Tensor mean = new_tensor(shape.statistics, computed), rstd = new_tensor(shape.statistics, computed);
 
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
@@ -106,7 +108,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const std::vecto
     const A *w_values = values<A>(w), *b_values = values<A>(b);   // (D) or null
     const int64_t features = shape.features;
     const int64_t rows_per_thread = std::max<int64_t>(values_per_thread / std::max<int64_t>(features, 1), 1);
-    torch::stable::parallel_for(0, shape.rows, rows_per_thread, [&](int64_t begin, int64_t end) {
+    in_parallel(shape.rows, rows_per_thread, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row)
         normalise_row<T>(x_rows + row * features, w_values, b_values, static_cast<A>(eps), features,
                          y_rows + row * features, means + row, rstds + row);
@@ -130,12 +132,10 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
   const Tensor m = contiguous_as(mean, computed), r = contiguous_as(rstd, computed);
   const auto w = parameter(weight, computed, shape.features);
 
-  Tensor grad_x, grad_weight, grad_bias, weight_sums, bias_sums;
-  if (needs[0]) grad_x = torch::stable::new_empty(x, x.sizes());
-  if (needs[1]) grad_weight = torch::stable::new_empty(x, normalized_shape, computed);
-  if (needs[1]) weight_sums = torch::stable::new_empty(x, {blocks.count, shape.features}, computed);
-  if (needs[2]) grad_bias = torch::stable::new_empty(x, normalized_shape, computed);
-  if (needs[2]) bias_sums = torch::stable::new_empty(x, {blocks.count, shape.features}, computed);
+  Tensor grad_x, grad_weight, grad_bias;
+  if (needs[0]) grad_x = new_tensor(shape.sizes, dtype);
+  if (needs[1]) grad_weight = new_tensor(normalized_shape, computed);
+  if (needs[2]) grad_bias = new_tensor(normalized_shape, computed);
 
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
@@ -147,9 +147,11 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
     const A* means = static_cast<const A*>(m.const_data_ptr());                                    // (N)
     const A* rstds = static_cast<const A*>(r.const_data_ptr());                                    // (N)
     T* grad_rows = needs[0] ? static_cast<T*>(grad_x.mutable_data_ptr()) : nullptr;                // (N, D) or null
-    A* weight_blocks = needs[1] ? static_cast<A*>(weight_sums.mutable_data_ptr()) : nullptr;       // (B, D) or null
-    A* bias_blocks = needs[2] ? static_cast<A*>(bias_sums.mutable_data_ptr()) : nullptr;           // (B, D) or null
-    torch::stable::parallel_for(0, blocks.count, blocks.per_thread, [&](int64_t begin, int64_t end) {
+    const Scratch<A> weight_sums(needs[1] ? blocks.count * features : 0);
+    const Scratch<A> bias_sums(needs[2] ? blocks.count * features : 0);
+    A* weight_blocks = needs[1] ? weight_sums.get() : nullptr;                                     // (B, D) or null
+    A* bias_blocks = needs[2] ? bias_sums.get() : nullptr;                                         // (B, D) or null
+    in_parallel(blocks.count, blocks.per_thread, [&](int64_t begin, int64_t end) {
       for (int64_t block = begin; block < end; ++block) {
         A* weight_sum = weight_blocks ? weight_blocks + block * features : nullptr;
         A* bias_sum = bias_blocks ? bias_blocks + block * features : nullptr;
