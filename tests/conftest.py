@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from nacre.core import native
+from nacre.core.choice import kernels_at_any_size
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -33,8 +34,20 @@ def fresh_memory_is_nan(request: pytest.FixtureRequest):
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(not usual, warn_only=True)
     assert torch.utils.deterministic.fill_uninitialized_memory
+    if library := native.library():
+        library.nacre_memory_fill_with_nan(True)
     yield
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@pytest.fixture(autouse=True)
+def kernels_run_at_any_size(request: pytest.FixtureRequest):
+    """Small cases test nacre's own kernels. A test of the calls left to torch says ``@pytest.mark.usual_sizes``."""
+    if request.node.get_closest_marker("usual_sizes") is not None:
+        yield
+        return
+    with kernels_at_any_size():
+        yield
 
 
 @pytest.fixture(autouse=True)

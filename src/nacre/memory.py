@@ -8,6 +8,9 @@ limit; beyond it, and in :func:`empty_cache`, waiting blocks go back to the oper
 The pool serves the kernels' results alone: importing nacre changes no memory but its own. :func:`keep_everywhere`
 does the same for the whole process, torch's own operations included, and is yours to call.
 
+A result of 64 KiB or more lies in the pool; such a tensor can be viewed, saved, shared and changed like any other, but
+not enlarged in place (``resize_``): clone it first.
+
 The pool may be used from many threads. A forked process has a copy of its own, as of all other memory.
 """
 

@@ -163,11 +163,18 @@ int32_t number_of(ScalarType dtype) {
   return torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
 }
 
-Tensor from_memory(void* memory, const Sizes& sizes, const Sizes& strides, ScalarType dtype, void (*give)(void*, void*),
-                   size_t bytes) {
+Tensor torchs_tensor(const Sizes& sizes, const Sizes& strides, ScalarType dtype) {
   AtenTensorHandle tensor;
-  TORCH_ERROR_CODE_CHECK(torch_from_blob(memory, static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), 0,
-                                         number_of(dtype), aoti_torch_device_type_cpu(), -1, &tensor,
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                                                  number_of(dtype), aoti_torch_device_type_cpu(), -1, &tensor));
+  return Tensor(tensor);
+}
+
+Tensor tensor_in_pool(const Sizes& sizes, const Sizes& strides, ScalarType dtype, size_t bytes) {
+  const auto give = [](void* memory, void* bytes) { give_memory(memory, reinterpret_cast<size_t>(bytes)); };
+  AtenTensorHandle tensor;
+  TORCH_ERROR_CODE_CHECK(torch_from_blob(take_memory(bytes), static_cast<int64_t>(sizes.size()), sizes.data(),
+                                         strides.data(), 0, number_of(dtype), aoti_torch_device_type_cpu(), -1, &tensor,
                                          aoti_torch_layout_strided(), nullptr, 0, give,
                                          reinterpret_cast<void*>(bytes)));
   return Tensor(tensor);
@@ -203,8 +210,7 @@ Tensor new_tensor(const Sizes& sizes, ScalarType dtype) {
 Tensor new_tensor(const Sizes& sizes, const Sizes& strides, ScalarType dtype) {
   size_t bytes = aoti_torch_dtype_element_size(number_of(dtype));
   for (const int64_t size : sizes) bytes *= static_cast<size_t>(size);
-  return from_memory(take_memory(bytes), sizes, strides, dtype,
-                     [](void* memory, void* bytes) { give_memory(memory, reinterpret_cast<size_t>(bytes)); }, bytes);
+  return bytes < smallest_block ? torchs_tensor(sizes, strides, dtype) : tensor_in_pool(sizes, strides, dtype, bytes);
 }
 
 }  // namespace nacre

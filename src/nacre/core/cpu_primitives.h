@@ -284,7 +284,8 @@ inline ScalarType accumulator_dtype(ScalarType dtype) {
 // The tensor itself where it already is contiguous and of the dtype, else a copy.
 inline Tensor contiguous_as(const Tensor& tensor, ScalarType dtype) {
   STD_TORCH_CHECK(tensor.is_cpu(), "a CPU kernel takes tensors on the CPU");
-  return torch::stable::contiguous(tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype));
+  const Tensor converted = tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype);
+  return converted.is_contiguous() ? converted : torch::stable::contiguous(converted);
 }
 
 // The values of an optional tensor, or null.

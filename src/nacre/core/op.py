@@ -17,18 +17,17 @@ Kernels are implementations of the overload ``nacre::<name>.kernel`` (and ``<nam
 same schema: C++ adds ``STABLE_TORCH_LIBRARY_IMPL(nacre, CPU, m)``, Triton registers on ``CUDA``.
 """
 
-import contextlib
 import functools
-import importlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.autograd import forward_ad
 
-from nacre.core import native
+from nacre.core.choice import Kernel, record, record_choices, recorders, torch_instead, unserved
+
+__all__ = ["OPS", "Kernel", "Op", "call", "record_choices", "torch_instead", "unserved"]
 
 _library = torch.library.Library("nacre", "DEF")
 
@@ -43,118 +42,20 @@ _ALL_AUTOCAST = functools.reduce(
 )
 
 
-@dataclass(frozen=True)
-class Kernel:
-    """A fast implementation of an op for one kind of device.
-
-    Args:
-        device: the device type it runs on, ``"cpu"`` or ``"cuda"``.
-        language: what it is written in, for :func:`nacre.explain`.
-        requires: the calls it serves, each condition in words with its predicate of the op's arguments. Before a
-            backward, arguments that were not saved are None, but for the first, for which the output's gradient stands.
-        module: a module to import before the first call on that device; it registers the implementation
-            (Triton kernels, so that ``import nacre`` never imports triton). The compiled library of the C++
-            kernels is loaded by :mod:`nacre.core.native`.
-    """
-
-    device: str
-    language: str
-    requires: Mapping[str, Callable[..., bool]]
-    module: str | None = None
-
-    def unavailable(self) -> str:
-        """Why the kernel cannot run on this installation; empty when it can."""
-        if self.module is None:
-            return native.unavailable()
-        try:
-            importlib.import_module(self.module)
-        except ImportError as error:
-            return f"{self.language} is not installed ({error})"
-        return ""
-
-    def unmet(self, *arguments: Any) -> str:
-        """The first condition which the arguments do not meet, in words; empty when the kernel serves them."""
-        for words, holds in self.requires.items():
-            if not holds(*arguments):
-                return words
-        return ""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Which implementation ran, for which operator, and why."""
-
-    operator: str
-    implementation: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.operator}: {self.implementation} ({self.reason})"
-
-
-_recorders: list[list[Choice]] = []
-
-
-@contextlib.contextmanager
-def record_choices() -> Iterator[list[Choice]]:
-    """Collects the :class:`Choice` of every operator that runs inside the ``with`` block.
-
-    Example:
-        >>> import torch, nacre
-        >>> from nacre.core.op import record_choices
-        >>> with record_choices() as choices:
-        ...     _ = nacre.LayerNorm(8)(torch.ones(2, 8))
-        >>> [choice.operator for choice in choices]
-        ['layer_norm']
-    """
-    choices: list[Choice] = []
-    _recorders.append(choices)
-    try:
-        yield choices
-    finally:
-        # by identity: two recorders that saw the same choices are equal, and list.remove would take the wrong one
-        del _recorders[next(index for index, recorder in enumerate(_recorders) if recorder is choices)]
-
-
-def _record(operator: str, implementation: str, reason: str) -> None:
-    for recorder in _recorders:
-        recorder.append(Choice(operator, implementation, reason))
-
-
-def unserved(*tensors: object) -> str:
-    """Why nacre's ops leave these tensors to torch; empty when they serve them.
-
-    The formulas and their derivatives are those of real numbers in dense, strided tensors.
-    """
-    for tensor in tensors:
-        if tensor is None:
-            continue
-        if not isinstance(tensor, torch.Tensor):
-            return f"a value of type {type(tensor).__name__}"
-        if tensor.is_nested:
-            return "a nested tensor"
-        if tensor.layout is not torch.strided:
-            return f"a tensor of layout {tensor.layout}"
-        if not tensor.is_floating_point() or tensor.itemsize == 1:
-            return f"a tensor of dtype {tensor.dtype}"
-        if tensor.is_quantized:
-            return "a quantised tensor"
-    return ""
-
-
-def torch_instead(name: str, reason: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Calls torch's own ``function`` for a call that nacre leaves to torch, and lets :func:`nacre.explain` say so."""
-    if not torch.compiler.is_compiling() and _recorders:
-        _record(name, "torch", reason)
-    return function(*args, **kwargs)
-
-
 def call(name: str, *arguments: Any) -> Any:
     """Runs the op of that name: for a layer that is built on another's op, since layers do not import each other."""
     return OPS[name](*arguments)
 
 
-_PLAIN = {torch.Tensor, torch.nn.Parameter}
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+_IN_TENSORS = object()  # stands where a saved value is a tensor, which autograd keeps
+
+
+def _device_of(arguments: Sequence[Any]) -> str:
+    for argument in arguments:
+        if isinstance(argument, torch.Tensor):
+            return argument.device.type
+    raise TypeError("an op has at least one tensor among its arguments")
 
 
 def _unobserved(arguments: Sequence[Any]) -> bool:
@@ -163,16 +64,20 @@ def _unobserved(arguments: Sequence[Any]) -> bool:
     No compiler or tracer, no mode, no transform, no autocast, no subclass of a tensor: then the dispatcher, which would
     ask each of them in turn, has nothing to say, and a small call takes half the time without it.
     """
-    return (
-        not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._len_torch_function_stack() == 0
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
-        and not torch._C._is_any_autocast_enabled()
-        and torch._C._get_tracing_state() is None
-        and all(type(value) in _PLAIN for value in arguments if isinstance(value, torch.Tensor))
-    )
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch._C._is_any_autocast_enabled()
+        or torch._C._get_tracing_state() is not None
+    ):
+        return False
+    for value in arguments:  # a loop, since a generator takes twice as long
+        if isinstance(value, torch.Tensor) and type(value) not in _PLAIN:
+            return False
+    return True
 
 
 def _without_autocast() -> Any:
@@ -227,6 +132,9 @@ class Op:
         self.arguments = tuple(arguments)
         self.returns = tuple(returns)
         self.intermediates = self.returns[outputs:]
+        self._save_from = tuple((self.arguments + self.returns).index(name) for name in self.saved)
+        saved_at = {name: outputs + index for index, name in enumerate(self.saved)}
+        self._choose_from = tuple(saved_at.get(name) for name in self.arguments)
         self._keeps = tuple(name in autocast_keeps for name in self.arguments)
         self._saved_at = {name: index for index, name in enumerate(self.saved)}
         self._gradient_at = tuple(self.arguments.index(name) for name in self.gradients)
@@ -266,7 +174,9 @@ class Op:
         if kernel is None:
             results = self.operator(*arguments)
         elif torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
-            results = self._function.apply(functools.partial(self._run, kernel, reason), *arguments)
+            if recorders:
+                record(self.name, f"{kernel.language} kernel", reason)
+            results = self._function.apply(self._kernel, *arguments)
         else:
             results = self._run(kernel, reason, *arguments)
         if len(self.returns) == 1:
@@ -298,7 +208,7 @@ class Op:
 
     def choose(self, *arguments: Any) -> tuple[Kernel | None, str]:
         """The kernel that serves these arguments, or None for the formula; and the reason."""
-        device = next(argument.device.type for argument in arguments if isinstance(argument, torch.Tensor))
+        device = _device_of(arguments)
         reason = f"no kernel for {device} yet"
         for kernel in self.kernels:
             if kernel.device != device:
@@ -308,22 +218,23 @@ class Op:
             elif unmet := kernel.unmet(*arguments):
                 reason = f"the {kernel.language} kernel asks for {unmet}"
             else:
-                return kernel, "; ".join(kernel.requires)
+                return kernel, kernel.conditions
         return None, reason
 
     def _choose_backward(self, arguments: Sequence[Any]) -> tuple[Kernel | None, str]:
-        given = dict(zip(self.saved, arguments[self.outputs : -1], strict=True))
-        given.setdefault(self.arguments[0], next(grad for grad in arguments[: self.outputs] if grad is not None))
-        return self.choose(*(given.get(name) for name in self.arguments))
+        given = [None if index is None else arguments[index] for index in self._choose_from]
+        if self._choose_from[0] is None:
+            given[0] = next(grad for grad in arguments[: self.outputs] if grad is not None)
+        return self.choose(*given)
 
     def _run(self, kernel: Kernel | None, reason: str, *arguments: Any) -> Any:
-        if _recorders:
-            _record(self.name, f"{kernel.language} kernel" if kernel else "formula", reason)
+        if recorders:
+            record(self.name, f"{kernel.language} kernel" if kernel else "formula", reason)
         return self._kernel(*arguments) if kernel else self._formula_apart(*arguments)
 
     def _run_backward(self, kernel: Kernel | None, reason: str, *arguments: Any) -> Any:
-        if _recorders:
-            _record(f"{self.name}_backward", f"{kernel.language} kernel" if kernel else "formula", reason)
+        if recorders:
+            record(f"{self.name}_backward", f"{kernel.language} kernel" if kernel else "formula", reason)
         return self._backward_kernel(*arguments) if kernel else self._formula_backward_apart(*arguments)
 
     def _dispatched(self, *arguments: Any) -> Any:
@@ -358,11 +269,11 @@ class Op:
 
         def forward(ctx: Any, run: Callable[..., Any], *arguments: Any) -> Any:
             results = run(*arguments)
-            values = dict(zip(op.arguments, arguments, strict=True))
-            values.update(zip(op.returns, results if len(op.returns) > 1 else (results,), strict=True))
-            saved = [values[name] for name in op.saved]
+            values = (*arguments, *results) if len(op.returns) > 1 else (*arguments, results)
+            saved = [values[index] for index in op._save_from]
             ctx.save_for_backward(*(value for value in saved if isinstance(value, torch.Tensor)))
-            ctx.settings = {name: value for name, value in values.items() if not isinstance(value, torch.Tensor)}
+            ctx.saved = [_IN_TENSORS if isinstance(value, torch.Tensor) else value for value in saved]
+            ctx.settings = [None if isinstance(value, torch.Tensor) else value for value in arguments]
             ctx.set_materialize_grads(False)
             if op.intermediates:
                 ctx.mark_non_differentiable(*results[op.outputs :])
@@ -370,15 +281,16 @@ class Op:
 
         def backward(ctx: Any, *grads: torch.Tensor | None) -> Any:
             gradients: list[torch.Tensor | None] = [None] * (1 + len(op.arguments))
-            if all(grad is None for grad in grads[: op.outputs]):
+            grads = grads[: op.outputs]
+            if all(grad is None for grad in grads):
                 return tuple(gradients)
             tensors = iter(ctx.saved_tensors)
-            saved = [ctx.settings[name] if name in ctx.settings else next(tensors) for name in op.saved]
+            saved = [next(tensors) if value is _IN_TENSORS else value for value in ctx.saved]
             needs = [ctx.needs_input_grad[1 + index] for index in op._gradient_at]
             if torch.is_grad_enabled():
-                found = op._differentiable_backward(grads[: op.outputs], saved, ctx.settings, needs)
+                found = op._differentiable_backward(grads, saved, ctx.settings, needs)
             else:
-                found = op._backward(*grads[: op.outputs], *saved, needs)
+                found = op._backward(*grads, *saved, needs)
             for index, gradient in zip(op._gradient_at, (found,) if len(op.gradients) == 1 else found, strict=True):
                 gradients[1 + index] = gradient
             return tuple(gradients)
@@ -387,7 +299,7 @@ class Op:
         return type(f"Nacre_{self.name}", (torch.autograd.Function,), members)
 
     def _differentiable_backward(
-        self, grads: Sequence[Any], saved: Sequence[Any], settings: Mapping[str, Any], needs: Sequence[bool]
+        self, grads: Sequence[Any], saved: Sequence[Any], settings: Sequence[Any], needs: Sequence[bool]
     ) -> Any:
         """The backward as plain torch operations on tensors which autograd follows.
 
@@ -395,9 +307,10 @@ class Op:
         computed again from the saved arguments.
         """
         if self.intermediates:
-            given = {**settings, **dict(zip(self.saved, saved, strict=True))}
+            given = dict(zip(self.saved, saved, strict=True))
+            arguments = (given.get(name, value) for name, value in zip(self.arguments, settings, strict=True))
             with _without_autocast():
-                _, saved = self.forward_formula(*(given.get(name) for name in self.arguments))
+                _, saved = self.forward_formula(*arguments)
         return self._formula_backward(*grads, *saved, needs)
 
     # ---- autocast

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from nacre.core.op import Choice, record_choices
+from nacre.core.choice import Choice, record_choices
 
 
 @dataclass(frozen=True)

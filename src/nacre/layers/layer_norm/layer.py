@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from nacre.core import check
-from nacre.core.op import Kernel, Op, torch_instead, unserved
+from nacre.core.choice import Kernel, small, torch_instead, unserved
+from nacre.core.op import Op
 from nacre.layers.layer_norm import formula
 
+_TORCH_BELOW = 65536
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 _op = Op(
@@ -98,6 +100,11 @@ def layer_norm(
         >>> nacre.functional.layer_norm(torch.tensor([0.0, 2.0]), (2,))
         tensor([-1.0000,  1.0000])
     """
+    if small("layer_norm", input, _TORCH_BELOW):
+        try:
+            return torch.layer_norm(input, normalized_shape, weight, bias, eps)
+        except RuntimeError:
+            pass  # what follows says more clearly what is wrong
     if reason := unserved(input, weight, bias):
         return torch_instead(
             "layer_norm", reason, torch.nn.functional.layer_norm, input, normalized_shape, weight, bias, eps

@@ -1,0 +1,154 @@
+"""Which implementation runs a call: an op's kernels, the calls left to torch, and the record of the choices."""
+
+import contextlib
+import functools
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from nacre.core import native
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A fast implementation of an op for one kind of device.
+
+    Args:
+        device: the device type it runs on, ``"cpu"`` or ``"cuda"``.
+        language: what it is written in, for :func:`nacre.explain`.
+        requires: the calls it serves, each condition in words with its predicate of the op's arguments. Before a
+            backward, arguments that were not saved are None, but for the first, for which the output's gradient stands.
+        module: a module to import before the first call on that device; it registers the implementation
+            (Triton kernels, so that ``import nacre`` never imports triton). The compiled library of the C++
+            kernels is loaded by :mod:`nacre.core.native`.
+    """
+
+    device: str
+    language: str
+    requires: Mapping[str, Callable[..., bool]]
+    module: str | None = None
+
+    def unavailable(self) -> str:
+        """Why the kernel cannot run on this installation; empty when it can."""
+        if self.module is None:
+            return native.unavailable()
+        try:
+            importlib.import_module(self.module)
+        except ImportError as error:
+            return f"{self.language} is not installed ({error})"
+        return ""
+
+    @functools.cached_property
+    def conditions(self) -> str:
+        """What it serves, in words."""
+        return "; ".join(self.requires)
+
+    def unmet(self, *arguments: Any) -> str:
+        """The first condition which the arguments do not meet, in words; empty when the kernel serves them."""
+        for words, holds in self.requires.items():
+            if not holds(*arguments):
+                return words
+        return ""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which implementation ran, for which operator, and why."""
+
+    operator: str
+    implementation: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.operator}: {self.implementation} ({self.reason})"
+
+
+recorders: list[list[Choice]] = []
+
+
+@contextlib.contextmanager
+def record_choices() -> Iterator[list[Choice]]:
+    """Collects the :class:`Choice` of every operator that runs inside the ``with`` block.
+
+    Example:
+        >>> import torch, nacre
+        >>> from nacre.core.choice import record_choices
+        >>> with record_choices() as choices:
+        ...     _ = nacre.LayerNorm(8)(torch.ones(2, 8))
+        >>> [choice.operator for choice in choices]
+        ['layer_norm']
+    """
+    choices: list[Choice] = []
+    recorders.append(choices)
+    try:
+        yield choices
+    finally:
+        # by identity: two recorders that saw the same choices are equal, and list.remove would take the wrong one
+        del recorders[next(index for index, recorder in enumerate(recorders) if recorder is choices)]
+
+
+def record(operator: str, implementation: str, reason: str) -> None:
+    for recorder in recorders:
+        recorder.append(Choice(operator, implementation, reason))
+
+
+def unserved(*tensors: object) -> str:
+    """Why nacre's ops leave these tensors to torch; empty when they serve them.
+
+    The formulas and their derivatives are those of real numbers in dense, strided tensors.
+    """
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if not isinstance(tensor, torch.Tensor):
+            return f"a value of type {type(tensor).__name__}"
+        if tensor.is_nested:
+            return "a nested tensor"
+        if tensor.layout is not torch.strided:
+            return f"a tensor of layout {tensor.layout}"
+        if not tensor.is_floating_point() or tensor.itemsize == 1:
+            return f"a tensor of dtype {tensor.dtype}"
+        if tensor.is_quantized:
+            return "a quantised tensor"
+    return ""
+
+
+def torch_instead(name: str, reason: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Calls torch's own ``function`` for a call that nacre leaves to torch, and lets :func:`nacre.explain` say so."""
+    if not torch.compiler.is_compiling() and recorders:
+        record(name, "torch", reason)
+    return function(*args, **kwargs)
+
+
+_small_calls_to_torch = True
+
+
+@contextlib.contextmanager
+def kernels_at_any_size() -> Iterator[None]:
+    """Lets small calls run nacre's own kernels as well inside the ``with`` block, where :func:`small` says no."""
+    global _small_calls_to_torch
+    before, _small_calls_to_torch = _small_calls_to_torch, False
+    try:
+        yield
+    finally:
+        _small_calls_to_torch = before
+
+
+def small(name: str, input: Any, below: int) -> bool:
+    """Whether a call is so small that torch's own operator, which autograd knows without Python's help, is faster.
+
+    Args:
+        name: the op's name, for :func:`nacre.explain`.
+        input: the input whose elements count, on a CPU.
+        below: the measured number of elements from which nacre's kernel is faster, Python's part included.
+    """
+    if torch.compiler.is_compiling() or type(input) is not torch.Tensor or not input.is_cpu:
+        return False
+    if input.numel() >= below or not _small_calls_to_torch:
+        return False
+    if recorders:
+        record(name, "torch", f"under {below:,} values torch's own operator is faster")
+    return True
