@@ -1,5 +1,6 @@
 """The compiled kernels: they run where they should, agree with their formulas, and give the same bits every time."""
 
+import copy
 import os
 import shutil
 import subprocess
@@ -19,11 +20,14 @@ ROOT = Path(__file__).parent.parent
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 WITH_KERNEL = {name for name, op in OPS.items() if any(kernel.language == "C++" for kernel in op.kernels)}
+# a Dropout that drops nothing calls no op, and a sparse gradient is the formula's
+WITHOUT_KERNEL = {"dropout": ("none dropped", "evaluation"), "embedding": ("sparse",)}
 CASES = [
     pytest.param(spec, case, id=f"{spec.name}-{case.name}")
     for spec in LAYERS.values()
     for case in spec.cases
     if WITH_KERNEL & set(spec.operators) and not case.bench
+    if not case.name.startswith(WITHOUT_KERNEL.get(spec.name, ()))
 ]
 
 # what ATEN_CPU_CAPABILITY may ask for on this machine, and the library that nacre then loads
@@ -65,6 +69,8 @@ def test_every_kernel_is_taken(library):
 @pytest.mark.parametrize(("spec", "case"), CASES)
 def test_kernel_and_formula_agree(spec, case, dtype, library, monkeypatch):
     layer, reference = build_pair(spec, case, dtype)
+    if case.random:
+        reference = copy.deepcopy(layer)  # torch.nn draws other random numbers
     inputs, keywords = case.make(dtype)
     judge = run(reference.to(torch.float64), *in_dtype((inputs, keywords), torch.float64))
     torchs = run(reference.to(dtype), fresh(inputs), fresh(keywords))

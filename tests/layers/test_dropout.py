@@ -1,5 +1,6 @@
 """Dropout: its masks, their statistics, and what the contract cannot compare because torch draws another mask."""
 
+import ctypes
 import math
 
 import pytest
@@ -8,8 +9,10 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 import nacre
+from nacre.core import native
 from nacre.core.op import record_choices
-from nacre.core.random import keep_mask
+from nacre.core.random import keep_mask, random_words
+from nacre.layers.dropout import formula
 
 dropout = nacre.functional.dropout
 RATES = [0.1, 0.25, 0.5, 0.9]
@@ -219,6 +222,118 @@ def test_the_mask_does_not_depend_on_the_dtype():
 
 def test_a_longer_tensor_begins_with_the_same_mask():
     assert torch.equal(drawn(1003, 0.5)[:17], drawn(17, 0.5))
+
+
+# ---- the kernel
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+MULTIPLIERS, KEY_STEPS, WORD = (0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85), 0xFFFFFFFF
+
+
+def philox(counter, key):
+    """The cipher's definition, on numbers without bounds."""
+    a, b, c, d = counter
+    for _ in range(10):
+        left, right = a * MULTIPLIERS[0], c * MULTIPLIERS[1]
+        a, b, c, d = (right >> 32) ^ b ^ key[0], right & WORD, (left >> 32) ^ d ^ key[1], left & WORD
+        key = [(half + step) & WORD for half, step in zip(key, KEY_STEPS, strict=True)]
+    return [a, b, c, d]
+
+
+def kernels_words(seed, block, count, four):
+    if (library := native.library()) is None:
+        pytest.skip(native.unavailable())
+    words = torch.zeros(count, dtype=torch.int32)
+    numbers = ctypes.c_int64(seed), ctypes.c_uint64(block), ctypes.c_int64(count), ctypes.c_bool(four)
+    library.nacre_random_words(*numbers, ctypes.c_void_p(words.data_ptr()))
+    return words.long() & WORD
+
+
+def run_by_the_kernel(operator, *arguments):
+    with record_choices() as choices:
+        result = operator(*arguments)
+    if not native.unavailable():
+        assert [choice.implementation for choice in choices] == ["C++ kernel"]
+    return result
+
+
+def test_the_definition_gives_the_published_vectors():
+    """Those of the authors' library Random123, kat_vectors."""
+    pi = [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344, 0xA4093822, 0x299F31D0]
+    assert philox([0] * 4, [0] * 2) == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
+    assert philox([WORD] * 4, [WORD] * 2) == [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]
+    assert philox(pi[:4], pi[4:]) == [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1]
+
+
+@pytest.mark.parametrize("four", [True, False], ids=["four vectors", "two vectors"])
+@pytest.mark.parametrize("seed", [0, 1, 0xFFFFFFFF, 1 << 32, 0x123456789ABCDEF0, 2**63 - 2])
+def test_the_kernels_words(seed, four):
+    for count in (1, 3, 4, 31, 64, 65, 1003):
+        assert torch.equal(kernels_words(seed, 0, count, four), random_words(torch.tensor(seed), count))
+    # counters around the ends of their low words, and near the last one that a tensor can reach
+    for block in (3, 2**30 - 7, 2**32 - 9, 2**32 - 1, 2**32 + 5, 2**61 - 20):
+        words = kernels_words(seed, block, 80, four).view(20, 4)
+        for number, four_words in enumerate(words.tolist(), start=block):
+            assert four_words == philox([number & WORD, number >> 32, 0, 0], [seed & WORD, seed >> 32])
+
+
+@pytest.mark.parametrize("p", [1e-12, 2**-33 + 2**-40, 0.1, 0.5, 0.9, 1 - 1e-12, 1.0])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_kernel_gives_the_formulas_bits(dtype, p):
+    seed = torch.tensor(0x123456789ABCDEF0)
+    for size in (0, 1, 15, 17, 63, 64, 65, 127, 257, 1023, 40009):
+        input = (torch.randn(size + 1) * 3).to(dtype)[1:]  # aligned to its own size only
+        input[::7] = -0.0
+        expected = formula.masked(input, seed, p)
+        bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+        assert torch.equal(run_by_the_kernel(torch.ops.nacre.dropout, input, seed, p).view(bits), expected.view(bits))
+        gradient = run_by_the_kernel(torch.ops.nacre.dropout_backward, input, seed, p, [True])
+        assert torch.equal(gradient.view(bits), expected.view(bits))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_kernel_takes_memory_of_any_layout(dtype):
+    def normal(*shape):
+        return torch.randn(shape).to(dtype)
+
+    inputs = {
+        "a window": normal(5, 40)[:, 3:36],
+        "every second": normal(5, 66)[:, ::2],
+        "transposed": normal(2, 33, 5).transpose(1, 2),
+        "permuted with a gap": normal(4, 5, 33)[:, 1:4].permute(2, 0, 1),
+        "one row for all": normal(1, 33).expand(5, 33),
+        "one number for all": normal(1).expand(5, 33),
+        "channels_last": normal(2, 3, 5, 7).contiguous(memory_format=torch.channels_last),
+        "one channel": normal(2, 1, 5, 7).contiguous(memory_format=torch.channels_last),
+        "a size of one with a stride of its own": normal(12).as_strided((1, 6), (7, 1)),
+        "no dimensions": normal(),
+        "no elements": normal(3, 0, 2).transpose(0, 2),
+    }
+    seed = torch.tensor(6)
+    for layout, input in inputs.items():
+        output, expected = (
+            run_by_the_kernel(torch.ops.nacre.dropout, input, seed, 0.4),
+            formula.masked(input, seed, 0.4),
+        )
+        assert torch.equal(output, expected) and output.stride() == expected.stride(), layout
+
+
+def test_the_kernel_itself_refuses_what_does_not_fit():
+    if reason := native.unavailable():
+        pytest.skip(reason)
+    forward, backward = torch.ops.nacre.dropout.kernel, torch.ops.nacre.dropout_backward.kernel
+    x, seed = torch.ones(5), torch.tensor(1)
+    for message, call in {
+        "probability": lambda: forward(x, seed, 1.5),
+        "a probability, from": lambda: forward(x, seed, math.nan),
+        "one int64": lambda: forward(x, torch.ones(()), 0.5),
+        "one int64 on": lambda: forward(x, torch.tensor([1, 2]), 0.5),
+        "float32, float64": lambda: forward(x.int(), seed, 0.5),
+        "one gradient": lambda: backward(x, seed, 0.5, []),
+    }.items():
+        with pytest.raises(RuntimeError, match=message):
+            call()
+    assert backward(x, seed, 0.5, [False]) is None
 
 
 # ---- statistics; seeds are fixed, so that these never fail by chance

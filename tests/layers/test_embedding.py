@@ -7,8 +7,10 @@ import torch
 from torch.nn.functional import embedding as torchs_embedding
 
 import nacre
+from nacre.core import native
 from nacre.core.op import record_choices
 from nacre.functional import embedding
+from nacre.layers.embedding import formula
 from nacre.layers.embedding.cost import cost, sizes
 
 OPTIONS = [
@@ -109,6 +111,133 @@ def test_the_table_may_change_between_forward_and_backward():
             weight.mul_(2)
         output.sum().backward()
         assert weight.grad.tolist() == [[2, 2], [0, 0], [1, 1]]
+
+
+# ---- the kernel
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+def results_of_the_kernel(weight, indices, grad, padding_idx=-1, scale_grad_by_freq=False):
+    """Output and gradient of the table, by the op itself."""
+    options = (weight.shape[0], padding_idx, scale_grad_by_freq, False)
+    with record_choices() as choices:
+        output = torch.ops.nacre.embedding(weight, indices, *options)
+        gradient = torch.ops.nacre.embedding_backward(grad, indices, *options, [True])
+    if not native.unavailable():
+        assert [choice.implementation for choice in choices] == ["C++ kernel", "C++ kernel"]
+    return output, gradient
+
+
+def results_of_the_formula(weight, indices, grad, padding_idx=-1, scale_grad_by_freq=False):
+    output, saved = formula.forward(weight, indices, weight.shape[0], padding_idx, scale_grad_by_freq, False)
+    return output, formula.backward(grad, saved, [True])
+
+
+def assert_the_formulas_bits(*arguments):
+    for ours, expected in zip(results_of_the_kernel(*arguments), results_of_the_formula(*arguments), strict=True):
+        assert ours.stride() == expected.stride() and torch.equal(ours, expected)
+
+
+@pytest.mark.usual_algorithms
+@pytest.mark.parametrize("options", [(-1, False), (1, False), (-1, True), (0, True)], ids=str)
+@pytest.mark.parametrize("index_dtype", [torch.int64, torch.int32], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_kernel_gives_the_formulas_bits(dtype, index_dtype, options):
+    for rows, features, shape in [
+        *((7, size, (23,)) for size in (1, 2, 15, 16, 17, 63, 65, 1023)),
+        (1, 4, (3, 5)),
+        (509, 33, (6, 7)),
+        (3, 5, ()),
+        (3, 5, (0, 2)),
+        (20000, 3, (9973,)),
+    ]:
+        indices = torch.randint(rows, shape, dtype=index_dtype)
+        weight, grad = torch.randn(rows, features).to(dtype), torch.randn(*shape, features).to(dtype)
+        assert_the_formulas_bits(weight, indices, grad, *options)
+
+
+@pytest.mark.usual_algorithms
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_kernel_takes_memory_of_any_layout(dtype):
+    def unaligned(*shape):
+        return torch.randn(torch.Size(shape).numel() + 1).to(dtype)[1:].view(shape)
+
+    tables = [
+        unaligned(9, 33),
+        torch.randn(33, 9).to(dtype).T,
+        torch.randn(9, 80).to(dtype)[:, 5:38],
+        torch.randn(9, 66).to(dtype)[:, ::2],
+        torch.randn(1, 33).to(dtype).expand(9, 33),
+    ]
+    tokens = [torch.randint(9, (4, 5)), torch.randint(9, (5, 4)).T, torch.randint(9, (4, 10))[:, ::2]]
+    grads = [
+        unaligned(4, 5, 33),
+        torch.randn(33, 5, 4).to(dtype).permute(2, 1, 0),
+        torch.ones(1, dtype=dtype).expand(4, 5, 33),
+    ]
+    for weight in tables:
+        for indices in tokens:
+            for grad in grads:
+                assert_the_formulas_bits(weight, indices, grad)
+
+
+@pytest.mark.usual_algorithms
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("tokens", [0, 1, 700])
+def test_a_gradient_larger_than_caches(tokens, dtype):
+    """Rows without tokens are written past the caches, whatever their alignment; none is left out."""
+    rows, features = 4099, 16_777_216 // (4096 * dtype.itemsize) + 1
+    indices = torch.randint(rows, (tokens,))
+    grad = torch.randn(tokens, features).to(dtype)
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        assert_the_formulas_bits(torch.zeros(rows, features, dtype=dtype), indices, grad)
+
+
+@pytest.mark.usual_algorithms
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_token_with_most_of_the_work(dtype):
+    """Threads share its features: the order of its sum stays."""
+    indices = torch.randint(100, (4000,))
+    indices[torch.rand(4000) < 0.7] = 42
+    weight, grad = torch.randn(100, 321).to(dtype), torch.randn(4000, 321).to(dtype)
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        for options in ((-1, False), (-1, True), (42, False)):
+            assert_the_formulas_bits(weight, indices, grad, *options)
+
+
+def test_a_table_without_features():
+    for rows in (4, 0):
+        indices = torch.zeros(min(rows, 3), dtype=torch.int64)
+        output, gradient = results_of_the_kernel(torch.ones(rows, 0), indices, torch.ones(len(indices), 0))
+        assert output.shape == (len(indices), 0) and gradient.shape == (rows, 0)
+
+
+def test_the_kernel_itself_refuses_what_does_not_fit():
+    if reason := native.unavailable():
+        pytest.skip(reason)
+    forward, backward = torch.ops.nacre.embedding.kernel, torch.ops.nacre.embedding_backward.kernel
+    table, indices, grad = torch.ones(4, 3), torch.tensor([0, 3]), torch.ones(2, 3)
+    for error, message, call in [
+        (RuntimeError, "a table", lambda: forward(table[0], indices, 4, -1, False, False)),
+        (RuntimeError, "a table", lambda: forward(table, indices, 5, -1, False, False)),
+        (RuntimeError, "int32 or int64", lambda: forward(table, indices.short(), 4, -1, False, False)),
+        (RuntimeError, "int32 or int64", lambda: backward(grad, indices.short(), 4, -1, False, False, [True])),
+        (RuntimeError, "a row for each", lambda: backward(grad[:1], indices, 4, -1, False, False, [True])),
+        (RuntimeError, "a row for each", lambda: backward(grad[0], indices, 4, -1, False, False, [True])),
+        (RuntimeError, "dense", lambda: backward(grad, indices, 4, -1, False, True, [True])),
+        (RuntimeError, "one gradient", lambda: backward(grad, indices, 4, -1, False, False, [])),
+        (RuntimeError, "float32, float64", lambda: backward(grad.int(), indices, 4, -1, False, False, [True])),
+        (IndexError, "out of range", lambda: forward(table, indices + 1, 4, -1, False, False)),
+        (IndexError, "out of range", lambda: forward(table, indices - 1, 4, -1, False, False)),
+        (IndexError, "out of range", lambda: backward(grad, indices, 3, -1, False, False, [True])),
+        (IndexError, "out of range", lambda: backward(grad, indices - 1, 4, -1, False, False, [True])),
+    ]:
+        with pytest.raises(error, match=message):
+            call()
+    assert backward(grad, indices, 4, -1, False, False, [False]) is None
 
 
 # ---- options

@@ -24,6 +24,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
 #endif
 
 namespace nacre {
@@ -162,6 +164,34 @@ inline Vector<Accumulator<T>> load(const T* from, Lanes which) {
 template <class T, class Lanes>
 inline void store(T* to, Vector<Accumulator<T>> values, Lanes which) {
   write<T>(to, narrow<T>(values), which);
+}
+
+// ---- memory past the caches
+
+// What is larger does not stay in a processor's caches from one operation to the next.
+constexpr int64_t bytes_in_caches = int64_t(1) << 24;
+
+// Writes zeros without reading into the caches what they replace; to be ended with finish_streams.
+inline void stream_zeros(void* to, size_t bytes) {
+#if defined(__SSE2__)
+  char* at = static_cast<char*>(to);
+  const size_t before = std::min(bytes, -reinterpret_cast<uintptr_t>(to) % 64), lines = (bytes - before) / 64;
+  std::memset(at, 0, before);
+  at += before;
+  for (size_t line = 0; line < lines; ++line, at += 64)
+    for (int64_t part = 0; part < 64; part += 16)
+      _mm_stream_si128(reinterpret_cast<__m128i*>(at + part), _mm_setzero_si128());
+  std::memset(at, 0, bytes - before - 64 * lines);
+#else
+  std::memset(to, 0, bytes);
+#endif
+}
+
+// Other threads see what this one has streamed.
+inline void finish_streams() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
 }
 
 // ---- rows

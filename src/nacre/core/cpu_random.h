@@ -8,10 +8,6 @@
 
 #include <cmath>
 
-#if defined(__SSE2__)
-#include <emmintrin.h>
-#endif
-
 namespace nacre {
 
 using Words = Vector<uint64_t>;

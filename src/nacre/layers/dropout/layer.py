@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from nacre.core import check
-from nacre.core.op import Kernel, Op, torch_instead, unserved
+from nacre.core.choice import Kernel, torch_instead, unserved
+from nacre.core.op import Op
 from nacre.core.random import new_seed
 from nacre.layers.dropout import formula
 

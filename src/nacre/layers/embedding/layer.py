@@ -1,36 +1,55 @@
 """The Embedding layer and its functional form."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nacre.core import check
-from nacre.core.op import Op, torch_instead, unserved
+from nacre.core.choice import Kernel, torch_instead, unserved
+from nacre.core.op import Op
 from nacre.layers.embedding import formula
 
 _INDICES = (torch.int64, torch.int32)
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def _forward(weight: Tensor, indices: Tensor, *options: Any) -> tuple[Tensor, tuple]:
-    """The formula, with an error that names the index: here, where an op is given values, is where it can be seen."""
-    try:
-        return formula.forward(weight, indices, *options)
-    except IndexError:
-        if torch._C._are_functorch_transforms_active():
-            raise  # a batch of indices does not give its values away
-        raise _out_of_range(weight, indices) from None
+def _naming_the_index(lookup: Callable[..., Any]) -> Callable[..., Any]:
+    """A lookup with an error that names the index: here, where an op is given values, is where it can be seen."""
+
+    def named(weight: Tensor, indices: Tensor, *options: Any) -> Any:
+        try:
+            return lookup(weight, indices, *options)
+        except IndexError:
+            if torch._C._are_functorch_transforms_active():
+                raise  # a batch of indices does not give its values away
+            raise _out_of_range(weight, indices) from None
+
+    return named
 
 
 _op = Op(
     "embedding(Tensor weight, Tensor indices, SymInt num_embeddings, SymInt padding_idx, bool scale_grad_by_freq,"
     " bool sparse) -> Tensor output",
-    forward=_forward,
+    forward=_naming_the_index(formula.forward),
     backward=formula.backward,
     # the number of rows stands in for the table, which may then change between forward and backward
     saved=("indices", "num_embeddings", "padding_idx", "scale_grad_by_freq", "sparse"),
     gradients=("weight",),
+    kernels=[
+        Kernel(
+            device="cpu",
+            language="C++",
+            requires={
+                "float32, float64, bfloat16 or float16": lambda weight, *_: weight.dtype in _FLOATS,
+                "a dense gradient": lambda *arguments: not arguments[-1],
+            },
+        ),
+    ],
 )
+# the kernel, too, tells only that an index is out of range
+_op._kernel = _naming_the_index(_op._kernel)
 
 
 class Embedding(torch.nn.Embedding):
