@@ -175,16 +175,16 @@ inline void over_row(int64_t count, Body body) {
 }
 
 template <class A>
-inline Vector<A> keep(Vector<A> values, Whole) {
+inline Vector<A> keep(Vector<A> values, Whole, A = 0) {
   return values;
 }
 
-// Zero in the lanes which are no part of the row.
+// Zero, or another given value, in the lanes which are no part of the row.
 template <class A>
-inline Vector<A> keep(Vector<A> values, Part part) {
+inline Vector<A> keep(Vector<A> values, Part part, A otherwise = 0) {
   Vector<A> index;
   for (int64_t lane = 0; lane < lanes<A>; ++lane) index[lane] = static_cast<A>(lane);
-  return index < static_cast<A>(part.count) ? values : Vector<A>{};
+  return index < static_cast<A>(part.count) ? values : Vector<A>{} + otherwise;
 }
 
 // The sum of all lanes: the upper half is added to the lower one until one lane is left.
