@@ -101,6 +101,7 @@ template <class T, class A>
 inline void read_tile(const T* x, int64_t size, int64_t stride, int64_t columns, A* tile, A* maximum) {
   std::fill(maximum, maximum + columns, -infinity<A>);
   over_tile<A>(size, stride, columns, [&](int64_t d, int64_t i, int64_t at, auto which) {
+    __builtin_prefetch(x + at + stride);
     const Vector<A> values = load(x + at, which);
     store(tile + d * columns + i, values, which);
     store(maximum + i, larger(values, load(maximum + i, which)), which);

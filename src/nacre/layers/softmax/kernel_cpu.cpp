@@ -85,6 +85,8 @@ void backward_tile(const T* g, const T* s, int64_t size, int64_t stride, int64_t
   A *g_tile = scratch, *s_tile = g_tile + size * columns, *sum = s_tile + size * columns;
   std::fill(sum, sum + columns, A(0));
   over_tile<A>(size, stride, columns, [&](int64_t d, int64_t i, int64_t at, auto which) {
+    __builtin_prefetch(g + at + stride);
+    __builtin_prefetch(s + at + stride);
     const Vector<A> g_values = load(g + at, which), s_values = load(s + at, which);
     store(g_tile + d * columns + i, g_values, which);
     store(s_tile + d * columns + i, s_values, which);
