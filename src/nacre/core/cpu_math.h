@@ -136,7 +136,7 @@ struct Exponential {
 // 1/2!, 1/3!, ...: exp(r) - 1 = r + r^2 (1/2! + r/3! + ...), and |r| <= ln(2) / 2.
 template <class A>
 constexpr auto inverse_factorials = [] {
-  std::array<A, sizeof(A) == 4 ? 6 : 12> terms{};
+  std::array<A, sizeof(A) == 4 ? 6 : 13> terms{};
   double factorial = 1;
   for (size_t k = 0; k < terms.size(); ++k) terms[k] = static_cast<A>(1 / (factorial *= static_cast<double>(k + 2)));
   return terms;
