@@ -189,8 +189,8 @@ Tensor backward(const Tensor& grad_output, const Tensor& saved, const std::vecto
   STD_TORCH_CHECK(grad_output.is_cpu() && saved.is_cpu(), "a CPU kernel takes tensors on the CPU");
   STD_TORCH_CHECK(sizes_of(grad_output) == sizes_of(saved), "the gradient has the shape of the output");
   STD_TORCH_CHECK(grad_output.scalar_type() == saved.scalar_type(), "the gradient has the dtype of the output");
-  // as in torch, the gradient's layout decides unless it repeats elements
-  const Tensor like = dense(is_expanded(grad_output) ? saved : grad_output);
+  // as in torch, the gradient's layout decides unless it repeats elements, for ReLU the output's
+  const Tensor like = dense(std::is_same_v<Function, Relu> || is_expanded(grad_output) ? saved : grad_output);
   const Tensor g = laid_out_as(grad_output, like), x = laid_out_as(saved, like), grad_x = new_like(like);
   with_type(x.scalar_type(), [&](auto type) {
     using T = decltype(type);
