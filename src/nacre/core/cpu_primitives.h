@@ -164,6 +164,39 @@ inline void store(T* to, Vector<Accumulator<T>> values, Lanes which) {
   write<T>(to, narrow<T>(values), which);
 }
 
+// ---- writing past the cache: what is larger than the cache is not read into it only to be overwritten
+
+constexpr int64_t streamed_bytes = int64_t(1) << 25;
+
+// Whether `count` values are worth it; `to` is then aligned to a vector.
+template <class T>
+inline bool streams(const T* to, int64_t count) {
+  return count * static_cast<int64_t>(sizeof(T)) >= streamed_bytes && reinterpret_cast<uintptr_t>(to) % vector_bytes == 0;
+}
+
+// Stores whole vectors past the cache, to an address aligned to what is stored, and the rest as ever.
+template <class T, class Lanes>
+inline void store_past_cache(T* to, Vector<Accumulator<T>> values, Lanes which) {
+  const Stored<T> stored = narrow<T>(values);
+#if defined(__AVX2__)
+  if constexpr (std::is_same_v<Lanes, Whole>) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof stored == 64) return _mm512_stream_si512(reinterpret_cast<__m512i*>(to), (__m512i)stored);
+#endif
+    if constexpr (sizeof stored == 32) return _mm256_stream_si256(reinterpret_cast<__m256i*>(to), (__m256i)stored);
+    if constexpr (sizeof stored == 16) return _mm_stream_si128(reinterpret_cast<__m128i*>(to), (__m128i)stored);
+  }
+#endif
+  write<T>(to, stored, which);
+}
+
+// To be called by each thread after its last store: other threads may then read what it wrote.
+inline void finish_past_cache() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
 // ---- rows
 
 // Calls body(i, lanes) for each vector of a row of `count` values, i being the index of its first value.
