@@ -76,7 +76,9 @@ def test_kernel_and_formula_agree(spec, case, dtype, library, monkeypatch):
     torchs = run(reference.to(dtype), fresh(inputs), fresh(keywords))
     with record_choices() as choices:
         ours = run(layer, fresh(inputs), fresh(keywords))
-    assert {c.implementation for c in choices if c.operator.removesuffix("_backward") in WITH_KERNEL} == {"C++ kernel"}
+    for choice in choices:
+        if choice.operator.removesuffix("_backward") in WITH_KERNEL:
+            assert choice.implementation == "C++ kernel" or "asks for" in choice.reason, choice
     without_library(monkeypatch)
     with record_choices() as choices:
         formulas = run(layer, fresh(inputs), fresh(keywords))

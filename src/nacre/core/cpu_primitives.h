@@ -166,34 +166,6 @@ inline void store(T* to, Vector<Accumulator<T>> values, Lanes which) {
   write<T>(to, narrow<T>(values), which);
 }
 
-// ---- memory past the caches
-
-// What is larger does not stay in a processor's caches from one operation to the next.
-constexpr int64_t bytes_in_caches = int64_t(1) << 24;
-
-// Writes zeros without reading into the caches what they replace; to be ended with finish_streams.
-inline void stream_zeros(void* to, size_t bytes) {
-#if defined(__SSE2__)
-  char* at = static_cast<char*>(to);
-  const size_t before = std::min(bytes, -reinterpret_cast<uintptr_t>(to) % 64), lines = (bytes - before) / 64;
-  std::memset(at, 0, before);
-  at += before;
-  for (size_t line = 0; line < lines; ++line, at += 64)
-    for (int64_t part = 0; part < 64; part += 16)
-      _mm_stream_si128(reinterpret_cast<__m128i*>(at + part), _mm_setzero_si128());
-  std::memset(at, 0, bytes - before - 64 * lines);
-#else
-  std::memset(to, 0, bytes);
-#endif
-}
-
-// Other threads see what this one has streamed.
-inline void finish_streams() {
-#if defined(__SSE2__)
-  _mm_sfence();
-#endif
-}
-
 // ---- rows
 
 // Calls body(i, lanes) for each vector of a row of `count` values, i being the index of its first value.
@@ -205,16 +177,16 @@ inline void over_row(int64_t count, Body body) {
 }
 
 template <class A>
-inline Vector<A> keep(Vector<A> values, Whole) {
+inline Vector<A> keep(Vector<A> values, Whole, A = 0) {
   return values;
 }
 
-// Zero in the lanes which are no part of the row.
+// Zero, or another given value, in the lanes which are no part of the row.
 template <class A>
-inline Vector<A> keep(Vector<A> values, Part part) {
+inline Vector<A> keep(Vector<A> values, Part part, A otherwise = 0) {
   Vector<A> index;
   for (int64_t lane = 0; lane < lanes<A>; ++lane) index[lane] = static_cast<A>(lane);
-  return index < static_cast<A>(part.count) ? values : Vector<A>{};
+  return index < static_cast<A>(part.count) ? values : Vector<A>{} + otherwise;
 }
 
 // The sum of all lanes: the upper half is added to the lower one until one lane is left.

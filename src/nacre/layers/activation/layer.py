@@ -4,8 +4,17 @@ import torch
 from torch import Tensor
 
 from nacre.core import check
-from nacre.core.op import Op, torch_instead, unserved
+from nacre.core.op import Kernel, Op, torch_instead, unserved
 from nacre.layers.activation import formula
+
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_KERNELS = [
+    Kernel(
+        device="cpu",
+        language="C++",
+        requires={"float32, float64, bfloat16 or float16": lambda input, *_: input.dtype in _FLOATS},
+    )
+]
 
 _gelu = Op(
     "gelu(Tensor input, str approximate) -> Tensor output",
@@ -13,6 +22,7 @@ _gelu = Op(
     backward=formula.gelu_backward,
     saved=("input", "approximate"),
     gradients=("input",),
+    kernels=_KERNELS,
 )
 _relu = Op(
     "relu(Tensor input) -> Tensor output",
@@ -20,6 +30,7 @@ _relu = Op(
     backward=formula.relu_backward,
     saved=("output",),
     gradients=("input",),
+    kernels=_KERNELS,
 )
 _silu = Op(
     "silu(Tensor input) -> Tensor output",
@@ -27,6 +38,7 @@ _silu = Op(
     backward=formula.silu_backward,
     saved=("input",),
     gradients=("input",),
+    kernels=_KERNELS,
 )
 _tanh = Op(
     "tanh(Tensor input) -> Tensor output",
@@ -34,6 +46,7 @@ _tanh = Op(
     backward=formula.tanh_backward,
     saved=("output",),
     gradients=("input",),
+    kernels=_KERNELS,
 )
 _sigmoid = Op(
     "sigmoid(Tensor input) -> Tensor output",
@@ -41,6 +54,7 @@ _sigmoid = Op(
     backward=formula.sigmoid_backward,
     saved=("output",),
     gradients=("input",),
+    kernels=_KERNELS,
 )
 
 

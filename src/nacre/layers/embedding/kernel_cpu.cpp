@@ -2,6 +2,7 @@
 // N tokens, a table of V rows of D features.
 #include "nacre/core/cpu_memory.h"
 #include "nacre/core/cpu_primitives.h"
+#include "nacre/core/cpu_streams.h"
 
 #include <stdexcept>
 #include <vector>
@@ -143,10 +144,10 @@ class TableGradient {
       int64_t next = row + 1;
       while (next < end && tokens_.count(next) == 0) ++next;
       const size_t bytes = static_cast<size_t>((next - row) * features_) * sizeof(T);
-      streams ? stream_zeros(result_ + row * features_, bytes) : void(std::memset(result_ + row * features_, 0, bytes));
+      streams ? zero_past_caches(result_ + row * features_, bytes) : void(std::memset(result_ + row * features_, 0, bytes));
       row = next;
     }
-    if (streams) finish_streams();
+    if (streams) finish_past_caches();
   }
 
   // Threads share the features, so that each sum keeps its order.

@@ -26,7 +26,7 @@ def softmax_forward(input: Tensor, dim: int) -> tuple[Tensor, tuple]:
 def softmax_backward(grad: Tensor, saved: tuple, needs: list[bool]) -> Tensor:
     output, dim = saved
     g, s = wide(grad), wide(output)
-    return (s * (g - (g * s).sum(dim, keepdim=True))).to(output.dtype)
+    return (s * (g - (g * s).sum(dim, keepdim=True))).to(output.dtype).contiguous()
 
 
 def log_softmax_forward(input: Tensor, dim: int) -> tuple[Tensor, tuple]:
@@ -38,7 +38,7 @@ def log_softmax_forward(input: Tensor, dim: int) -> tuple[Tensor, tuple]:
 def log_softmax_backward(grad: Tensor, saved: tuple, needs: list[bool]) -> Tensor:
     output, dim = saved
     g, s = wide(grad), wide(output).exp()
-    return (g - s * g.sum(dim, keepdim=True)).to(output.dtype)
+    return (g - s * g.sum(dim, keepdim=True)).to(output.dtype).contiguous()
 
 
 def softmax_jacobian(input: Tensor) -> Tensor:

@@ -7,11 +7,19 @@ import torch
 from torch import Tensor
 
 from nacre.core import check
-from nacre.core.op import Op, torch_instead, unserved
+from nacre.core.op import Kernel, Op, torch_instead, unserved
 from nacre.layers.softmax import formula
 from nacre.layers.softmax.cost import implicit_dim
 
 _AUTOCAST = {"cuda": "float32", "xpu": "float32", "mps": "float32"}
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_KERNELS = (
+    Kernel(
+        device="cpu",
+        language="C++",
+        requires={"float32, float64, bfloat16 or float16": lambda input, *_: input.dtype in _FLOATS},
+    ),
+)
 
 _softmax = Op(
     "softmax(Tensor input, int dim) -> Tensor output",
@@ -20,6 +28,7 @@ _softmax = Op(
     saved=("output", "dim"),
     gradients=("input",),
     autocast=_AUTOCAST,
+    kernels=_KERNELS,
 )
 _log_softmax = Op(
     "log_softmax(Tensor input, int dim) -> Tensor output",
@@ -28,6 +37,7 @@ _log_softmax = Op(
     saved=("output", "dim"),
     gradients=("input",),
     autocast=_AUTOCAST,
+    kernels=_KERNELS,
 )
 
 

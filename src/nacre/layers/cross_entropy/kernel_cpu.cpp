@@ -1,0 +1,157 @@
+// Cross-entropy with class indices: formula.py, the losses and gradients of kernel_cpu.h run side by side.
+//
+// x: (N, C, M): N outer positions, C classes, M places; N M tokens, each with a target y.
+#include "nacre/layers/cross_entropy/kernel_cpu.h"
+
+#include "nacre/core/cpu_memory.h"
+#include "nacre/core/cpu_primitives.h"
+#include "nacre/core/cpu_softmax.h"
+
+#include <algorithm>
+#include <array>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+namespace nacre {
+namespace {
+
+// The tensors of a call, checked, contiguous and in the dtypes that the kernel reads.
+struct Arguments {
+  Tensor x, y;
+  std::optional<Tensor> weight;
+  Sizes sizes, statistics;  // of the logits, and of them with one class
+  bool mean, none;
+  Slices slices;
+
+  Arguments(const Tensor& input, const Tensor& target, const std::optional<Tensor>& given, const std::string& reduction)
+      : x(contiguous_as(input, input.scalar_type())),
+        y(contiguous_as(target, ScalarType::Long)),
+        sizes(input.sizes().begin(), input.sizes().end()),
+        statistics(sizes),
+        mean(reduction == "mean"),
+        none(reduction == "none"),
+        slices(sizes, sizes.size() > 1) {
+    STD_TORCH_CHECK(input.dim() > 0 && slices.size > 0, "cross_entropy: logits have a dimension of at least one class");
+    STD_TORCH_CHECK(target.scalar_type() == ScalarType::Long, "cross_entropy: the kernel serves class indices");
+    STD_TORCH_CHECK(target.numel() == tokens(), "cross_entropy: one target a token");
+    STD_TORCH_CHECK(mean || none || reduction == "sum", "cross_entropy: the reduction is none, mean or sum");
+    statistics[sizes.size() > 1] = 1;
+    if (!given) return;
+    STD_TORCH_CHECK(given->numel() == slices.size, "cross_entropy: one weight a class");
+    weight = contiguous_as(*given, accumulator_dtype(input.scalar_type()));
+  }
+
+  int64_t tokens() const { return slices.outer * slices.inner; }
+
+  template <class A>
+  Targets<A> targets(int64_t ignore_index, double smoothing) const {
+    const auto* classes = static_cast<const int64_t*>(y.const_data_ptr());
+    const Targets<A> found = {classes,           tokens(), slices.size, ignore_index, values<A>(weight),
+                              A(smoothing), A(smoothing / static_cast<double>(slices.size))};
+    found.check();
+    return found;
+  }
+};
+
+// Writes the losses, or their sum or mean, added in double. losses: (N M); to: (N M) or one number
+template <class T, class A = Accumulator<T>>
+void reduce(const double* losses, const Targets<A>& targets, const Arguments& arguments, T* to) {
+  if (arguments.none) {
+    std::transform(losses, losses + targets.count, to, [](double loss) { return static_cast<T>(static_cast<A>(loss)); });
+    return;
+  }
+  const auto [sum] = sums_over_row<double, 1>(targets.count, [&](int64_t token, auto which) {
+    return std::array<Vector<double>, 1>{load(losses + token, which)};
+  });
+  *to = static_cast<T>(static_cast<A>(arguments.mean ? sum / targets.divisor() : sum));
+}
+
+std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const Tensor& target,
+                                           const std::optional<Tensor>& weight, const std::string& reduction,
+                                           int64_t ignore_index, double label_smoothing) {
+  const Arguments arguments(input, target, weight, reduction);
+  const Slices& slices = arguments.slices;
+  const int64_t size = slices.size, inner = slices.inner;
+  const ScalarType dtype = input.scalar_type(), computed = accumulator_dtype(dtype);
+  const Sizes shape = arguments.none ? Sizes(target.sizes().begin(), target.sizes().end()) : Sizes();
+  const Tensor loss = new_tensor(shape, dtype);
+  const Tensor maximum = new_tensor(arguments.statistics, computed), log_sum = new_tensor(arguments.statistics, computed);
+
+  with_type(dtype, [&](auto type) {
+    using T = decltype(type);
+    using A = Accumulator<T>;
+    const Targets<A> targets = arguments.targets<A>(ignore_index, label_smoothing);
+    const Scratch<double> losses(targets.count);                     // (N M)
+    const T* x = static_cast<const T*>(arguments.x.const_data_ptr());  // (N, C, M)
+    A* m = static_cast<A*>(maximum.mutable_data_ptr());              // (N M)
+    A* l = static_cast<A*>(log_sum.mutable_data_ptr());              // (N M)
+    if (inner == 1)
+      slices.over_rows<A>(0, [&](int64_t row, int64_t following, A*) {
+        losses.get()[row] = row_loss(x + row * size, x + following * size, targets, row, m + row, l + row);
+      });
+    else
+      slices.over_tiles<A>((size + 1) * slices.width(), [&](int64_t n, int64_t first, int64_t columns, A* scratch) {
+        const int64_t token = n * inner + first;
+        tile_losses(x + n * size * inner + first, inner, columns, targets, token, m + token, l + token,
+                    losses.get() + token, scratch);
+      });
+    reduce(losses.get(), targets, arguments, static_cast<T*>(loss.mutable_data_ptr()));
+  });
+  return {loss, maximum, log_sum};
+}
+
+// needs: whether the gradients of input, target and weight are asked for; class indices have none, and weights beside them
+// are the formula's
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_loss, const Tensor& input, const Tensor& target,
+                                            const std::optional<Tensor>& weight, const std::string& reduction,
+                                            int64_t ignore_index, double label_smoothing, const Tensor& maximum,
+                                            const Tensor& log_sum, const std::vector<bool>& needs) {
+  const Arguments arguments(input, target, weight, reduction);
+  const Slices& slices = arguments.slices;
+  const int64_t size = slices.size, inner = slices.inner, tokens = arguments.tokens();
+  const ScalarType dtype = input.scalar_type(), computed = accumulator_dtype(dtype);
+  STD_TORCH_CHECK(needs.size() == 3 && !needs[2], "cross_entropy: the kernel serves the gradient of the logits");
+  STD_TORCH_CHECK(grad_loss.numel() == (arguments.none ? tokens : 1), "cross_entropy: one gradient a loss");
+  STD_TORCH_CHECK(maximum.numel() == tokens && log_sum.numel() == tokens, "cross_entropy: two statistics a token");
+  if (!needs[0]) return {Tensor(), Tensor(), Tensor()};
+  const Tensor given = contiguous_as(grad_loss, computed);
+  const Tensor maxima = contiguous_as(maximum, computed), log_sums = contiguous_as(log_sum, computed);
+  const Tensor grad = new_tensor(arguments.sizes, dtype);
+
+  with_type(dtype, [&](auto type) {
+    using T = decltype(type);
+    using A = Accumulator<T>;
+    const Targets<A> targets = arguments.targets<A>(ignore_index, label_smoothing);
+    const A* grads = static_cast<const A*>(given.const_data_ptr());    // (N M) or one number
+    const A* m = static_cast<const A*>(maxima.const_data_ptr());       // (N M)
+    const A* l = static_cast<const A*>(log_sums.const_data_ptr());     // (N M)
+    const T* x = static_cast<const T*>(arguments.x.const_data_ptr());  // (N, C, M)
+    T* to = static_cast<T*>(grad.mutable_data_ptr());                  // (N, C, M)
+    const A divisor = arguments.mean ? static_cast<A>(targets.divisor()) : A(1), spread = targets.spread();
+    const auto gradient_of = [&](int64_t token) {
+      return targets.ignored(token) ? A(0) : grads[arguments.none ? token : 0] / divisor;
+    };
+    if (inner == 1)
+      slices.over_rows<A>(0, [&](int64_t row, int64_t, A*) {
+        row_gradient(x + row * size, targets, row, m[row], l[row], gradient_of(row), spread, to + row * size);
+      });
+    else
+      slices.over_tiles<A>(4 * slices.width(), [&](int64_t n, int64_t first, int64_t columns, A* scratch) {
+        const int64_t start = n * size * inner + first, token = n * inner + first;
+        for (int64_t i = 0; i < columns; ++i) scratch[i] = gradient_of(token + i);
+        tile_gradients(x + start, inner, columns, targets, token, m + token, l + token, scratch, spread, to + start,
+                       scratch + columns);
+      });
+  });
+  return {grad, Tensor(), Tensor()};
+}
+
+}  // namespace
+}  // namespace nacre
+
+STABLE_TORCH_LIBRARY_IMPL(nacre, CPU, m) {
+  m.impl("cross_entropy.kernel", TORCH_BOX(&nacre::forward));
+  m.impl("cross_entropy_backward.kernel", TORCH_BOX(&nacre::backward));
+}
