@@ -68,9 +68,8 @@ def selected(names: Sequence[str] = (), all_cases: bool = False) -> list[tuple[L
     for name in names or specs:
         layer, slash, wanted = name.partition("/")
         if layer not in specs:
-            raise check.error(
-                ValueError, "nacre bench takes names of layers and blocks", repr(layer), _fix(layer, specs)
-            )
+            rule = "nacre bench takes names of layers and blocks"
+            raise check.error(ValueError, rule, repr(layer), _fix(layer, list(specs)))
         cases = specs[layer].cases
         if slash:
             found = [case for case in cases if case.name == wanted]

@@ -16,7 +16,7 @@ from nacre.tools.bench.markdown import (
 )
 from nacre.tools.bench.results import BenchReport
 
-WIDTH = 190
+WIDTH = 220
 """Columns of the widest table; a wrapped line reads better than a folded cell."""
 
 
@@ -62,5 +62,5 @@ def show_company(rows: list[CompanyRow], console: Console) -> None:
 def _table(title: str, headings: tuple[str, ...], left: tuple[int, ...]) -> Table:
     table = Table(title=title, box=SIMPLE)
     for column, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if column in left else "right", overflow="fold")
+        table.add_column(heading, justify="left" if column in left else "right", no_wrap=column == 0)
     return table
