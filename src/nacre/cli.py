@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nacre import __version__
 from nacre.applications import command as train_command
+from nacre.tools.bench import command as bench_command
 from nacre.tools.convert import convert
 
 
@@ -47,6 +48,10 @@ def _parser() -> argparse.ArgumentParser:
     train_command.add_arguments(train)
     train.set_defaults(function=_train)
 
+    bench = commands.add_parser("bench", help="time layers by torch.nn and by nacre against the machine's limit")
+    bench_command.add_arguments(bench)
+    bench.set_defaults(function=_bench)
+
     demo = commands.add_parser("demo", help="check every layer, train a GPT with torch.nn and with nacre, compare")
     demo.add_argument("--data", type=Path, metavar="FILE", help="text to learn (default: Python's standard library)")
     demo.add_argument("--out", type=Path, metavar="FILE", default=Path("nacre_demo.html"), help="the page to write")
@@ -73,6 +78,10 @@ def _layers(arguments: argparse.Namespace) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     return train_command.run(arguments, lambda model: convert(model, to="torch"))
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    return bench_command.run(arguments)
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -325,7 +325,13 @@ BLOCK_CASES = (
     Case("one token", _SMALL, (Normal((2, 1, 4)),)),
     Case("no sequence", _SMALL, (Normal((0, 3, 4)),)),
     Case("frozen input", _SMALL, (Normal((2, 3, 4), gradient=False),)),
-    Case("GPT-2", {"dim": 768, "num_heads": 12, "dropout": 0.1, "causal": True}, (Normal((8, 128, 768)),), bench=True),
+    Case(
+        "GPT-2",
+        {"dim": 768, "num_heads": 12, "dropout": 0.1, "causal": True},
+        (Normal((8, 128, 768)),),
+        random=True,
+        bench=True,
+    ),
 )
 
 _LAYER = {"d_model": 4, "nhead": 2, "dim_feedforward": 5, "dropout": 0.0, "activation": "gelu"}
@@ -350,7 +356,11 @@ LAYER_CASES = (
     Case("no sequence", _FIRST, (Normal((0, 3, 4)),)),
     Case("frozen input", _FIRST, (Normal((2, 3, 4), gradient=False),)),
     Case(
-        "original transformer", {"d_model": 512, "nhead": 8, "batch_first": True}, (Normal((4, 512, 512)),), bench=True
+        "original transformer",
+        {"d_model": 512, "nhead": 8, "batch_first": True},
+        (Normal((4, 512, 512)),),
+        random=True,
+        bench=True,
     ),
 )
 

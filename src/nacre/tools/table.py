@@ -50,12 +50,22 @@ def _row(spec: LayerSpec) -> LayerRow:
         layer = spec.layer(**case.arguments)
         inputs, keywords = case.make()
         sizes = spec.sizes(layer, *inputs, **keywords)
-    shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in _tensors(inputs))
-    return LayerRow(_call(spec, case), spec.purpose, shapes, spec.cost(**sizes), spec.complexity)
+    return LayerRow(call_of(spec, case), spec.purpose, shapes_of(inputs), spec.cost(**sizes), spec.complexity)
 
 
-def _call(spec: LayerSpec, case: Case) -> str:
+def call_of(spec: LayerSpec, case: Case) -> str:
+    """The class with the arguments of a case, as a reader would write them."""
     return f"{spec.layer.__name__}({', '.join(str(value) for value in case.arguments.values())})"
+
+
+def shapes_of(inputs: object) -> str:
+    """The shapes of the tensors among the inputs.
+
+    Example:
+        >>> shapes_of((torch.ones(2, 3), [torch.ones(4)]))
+        '2x3, 4'
+    """
+    return ", ".join("x".join(map(str, tensor.shape)) for tensor in _tensors(inputs))
 
 
 def _tensors(inputs: object) -> Iterator[torch.Tensor]:

@@ -1,0 +1,472 @@
+"""nacre bench: right results before times, times by the rules, reports of both. No test looks at how long a step took."""
+
+import dataclasses
+import json
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import nacre
+from nacre.blocks import BLOCKS
+from nacre.cli import main
+from nacre.layers import LAYERS
+from nacre.tools.bench import children, company, machine, measuring, run, worker
+from nacre.tools.bench.results import COMPILED, NACRE, TORCH, Ceilings, Row, Side
+from nacre.tools.bench.run import bench
+from nacre.tools.bench.selection import Settings, selected
+
+SPECS = {**LAYERS, **BLOCKS}
+QUICK = Settings(rounds=1, seconds=0.01, compile=False, matrix_size=16, copied_bytes=1024)
+
+
+def case_of(name):
+    ((spec, case),) = selected([name])
+    return spec, case
+
+
+def row(seconds=None, limit=1.0, allocator="default", **sides):
+    sides = sides or {name: Side(seconds=value, page_faults=0.0, rounds=3) for name, value in (seconds or {}).items()}
+    return Row("layer_norm", "text", "LayerNorm(8)", "4x8", allocator, "C++ kernel", 10, 20, limit, sides)
+
+
+# ---- arithmetic
+
+
+def test_the_limit_is_the_longer_of_products_and_traffic():
+    ceilings = Ceilings(matrix_flops=100.0, copy_bytes=10.0)
+    assert ceilings.seconds(flops=300, bytes=10) == 3.0
+    assert ceilings.seconds(flops=300, bytes=50) == 5.0
+
+
+def test_ratios_and_shares():
+    timed = row({TORCH: 4.0, COMPILED: 3.0, NACRE: 2.0}, limit=1.0)
+    assert timed.ratio == 2.0
+    assert timed.best_ratio == 1.5
+    assert [timed.share(side) for side in (TORCH, COMPILED, NACRE)] == [0.25, 1 / 3, 0.5]
+    found = timed.as_json()
+    assert (found["ratio"], found["best_ratio"], found["share_of_limit"][NACRE]) == (2.0, 1.5, 0.5)
+    assert Row.from_json(dataclasses.asdict(timed)) == timed
+
+
+def test_what_was_not_timed_has_no_ratio():
+    refused = row(**{TORCH: Side(seconds=4.0), COMPILED: Side(problem="cannot"), NACRE: Side(problem="off", wrong=True)})
+    assert refused.wrong
+    assert (refused.ratio, refused.best_ratio, refused.share(NACRE), refused.share(TORCH)) == (None, None, None, 0.25)
+    uncompiled = row(**{TORCH: Side(seconds=4.0), COMPILED: Side(problem="cannot"), NACRE: Side(seconds=2.0)})
+    assert not uncompiled.wrong
+    assert uncompiled.best_ratio == 2.0
+
+
+def test_the_summary_is_over_the_cases_of_both_sides():
+    where = machine.describe()
+    rows = [row({TORCH: 2.0, NACRE: 2.0}), row({TORCH: 8.0, NACRE: 2.0}), row({TORCH: 100.0})]
+    report = nacre.tools.bench.BenchReport(where, "float32", Ceilings(1.0, 1.0), rows)
+    assert "2 cases" in report.summary("default")
+    assert "2.00 times" in report.summary("default")
+    assert "torch.nn reaches 25% of the limit, nacre 50%" in report.summary("default")
+    assert "no case" in report.summary("kept")
+
+
+# ---- measuring
+
+
+class Steps:
+    """Steps of known length on a clock of their own, and the order they were called in."""
+
+    def __init__(self, **seconds):
+        self.now, self.calls, self.faults = 0.0, [], 0
+        self.steps = {name: lambda name=name, taken=taken: self.step(name, taken) for name, taken in seconds.items()}
+
+    def step(self, name, seconds):
+        self.now += seconds
+        self.faults += 7
+        self.calls.append(name)
+
+    def measure(self, rounds, seconds):
+        return measuring.measure(self.steps, rounds, seconds, clock=lambda: self.now, faults=lambda: self.faults)
+
+
+def test_sides_take_turns_and_every_side_comes_first():
+    steps = Steps(a=0.5, b=0.25, c=1.0)
+    found = steps.measure(rounds=3, seconds=100)
+    assert steps.calls[-9:] == ["a", "b", "c", "b", "c", "a", "c", "a", "b"]
+    assert {name: side.seconds for name, side in found.items()} == {"a": 0.5, "b": 0.25, "c": 1.0}
+    assert {(side.page_faults, side.rounds) for side in found.values()} == {(7, 3)}
+
+
+def test_short_steps_are_repeated_within_a_sample():
+    steps = Steps(short=2**-10, long=1.0)
+    found = steps.measure(rounds=1, seconds=100)
+    assert steps.calls[-7:] == ["short"] * 6 + ["long"]
+    assert found["short"].seconds == 2**-10
+    assert found["short"].page_faults == 7
+
+
+def test_rounds_end_when_the_time_is_up_but_not_before_three():
+    assert Steps(a=1.0).measure(rounds=10, seconds=0.5)["a"].rounds == measuring.LEAST_ROUNDS
+    assert Steps(a=1.0).measure(rounds=10, seconds=5.0)["a"].rounds == 6
+    assert Steps(a=1.0).measure(rounds=2, seconds=5.0)["a"].rounds == 2
+    assert measuring.measure({}, rounds=3, seconds=1.0) == {}
+
+
+def test_page_faults_are_counted():
+    pages = 500
+
+    def touch():
+        with mmap.mmap(-1, pages * mmap.PAGESIZE) as memory:
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+            for page in range(pages):
+                memory[page * mmap.PAGESIZE] = 1
+
+    found = measuring.measure({"touch": touch, "rest": lambda: time.sleep(0.005)}, rounds=3, seconds=1.0)
+    assert pages <= found["touch"].page_faults < 2 * pages
+    assert found["rest"].page_faults < 10
+
+
+# ---- results are checked before they are timed
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "layer_norm/rows",
+        "gelu/rows",
+        "linear/small",
+        "attention/padding",
+        "attention/dropout without weights",
+        "lstm/packed",
+        "embedding/sparse",
+        "cross_entropy/weights",
+        "dropout/most dropped",
+        "dropout/inplace",
+        "residual_block/rows",
+        "transformer_block/dropout",
+        "transformer_encoder_layer/relu",
+    ],
+)
+def test_right_results_pass(name):
+    spec, case = case_of(name)
+    assert worker.check_case(spec, case, QUICK)[0] == {}
+
+
+class ForgottenBias(nacre.LayerNorm):
+    def forward(self, input):
+        return super().forward(input) - self.bias
+
+
+class WrongGradient(nacre.LayerNorm):
+    def forward(self, input):
+        return Scaled.apply(super().forward(input))
+
+
+class Scaled(torch.autograd.Function):
+    @staticmethod
+    def forward(context, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        return 1.001 * gradient
+
+
+class Unscaled(nacre.Dropout):
+    def forward(self, input):
+        return super().forward(input) * (1 - self.p)
+
+
+class OtherMask(nacre.Dropout):
+    def forward(self, input):
+        return super().forward(input).detach() + 0 * input + super().forward(input - input.detach())
+
+
+class Broken(nacre.LayerNorm):
+    def forward(self, input):
+        raise RuntimeError("this kernel is broken\nwith a long story")
+
+
+class UnscaledAttention(nacre.MultiheadAttention):
+    def forward(self, *inputs, **keywords):
+        output, weights = super().forward(*inputs, **keywords)
+        return torch.nn.functional.dropout(output, 0.1) * 0.9, weights
+
+
+def planted(layer, name):
+    spec, case = case_of(name)
+    return dataclasses.replace(spec, layer=layer), case
+
+
+@pytest.mark.parametrize(
+    ("layer", "name", "problem"),
+    [
+        (ForgottenBias, "layer_norm/rows", "output is"),
+        (WrongGradient, "layer_norm/rows", "gradient of input 0 is"),
+        (Broken, "layer_norm/rows", "RuntimeError: this kernel is broken"),
+        (Unscaled, "dropout/small", "output is not 1.111 times"),
+        (OtherMask, "dropout/small", "gradient of input 0 is not"),
+        (UnscaledAttention, "attention/dropout without weights", "away from float64"),
+    ],
+)
+def test_wrong_results_are_refused(layer, name, problem):
+    spec, case = planted(layer, name)
+    refused, _ = worker.check_case(spec, case, QUICK)
+    assert list(refused) == [NACRE]
+    assert refused[NACRE].wrong and refused[NACRE].seconds is None
+    assert problem in refused[NACRE].problem and "\n" not in refused[NACRE].problem
+    assert NACRE not in worker.time_case(spec, case, QUICK, refused)
+
+
+def test_a_compiler_that_cannot_is_reported_and_no_wrong_result(monkeypatch):
+    def cannot(module):
+        raise torch._dynamo.exc.Unsupported("it cannot")
+
+    monkeypatch.setattr(worker, "compiled", cannot)
+    spec, case = case_of("layer_norm/rows")
+    refused, _ = worker.check_case(spec, case, dataclasses.replace(QUICK, compile=True))
+    assert list(refused) == [COMPILED]
+    assert "it cannot" in refused[COMPILED].problem
+    assert not refused[COMPILED].wrong
+
+
+def test_a_layer_that_torch_does_not_have_is_judged_by_its_own_float64():
+    class Own(nacre.LayerNorm):
+        pass
+
+    spec, case = planted(Own, "layer_norm/rows")
+    spec = dataclasses.replace(spec, replaces=None)
+    assert worker.check_case(spec, case, QUICK)[0] == {}
+    assert list(worker.time_case(spec, case, QUICK, ())) == [NACRE]
+
+
+# ---- the command
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """The jobs of the child processes done here, so that a planted kernel reaches them."""
+
+    def run_job(job, environment):
+        yield from worker.jobs(json.loads(json.dumps(job)))
+
+    monkeypatch.setattr(run, "run_job", run_job)
+    monkeypatch.setattr(run, "other_load", lambda: 1.5)
+    monkeypatch.setattr(worker, "apart", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(worker, "measure_ceilings", lambda settings: Ceilings(1e11, 1e10))
+
+
+ARGUMENTS = ["--no-compile", "--rounds", "1", "--seconds", "0.01"]
+
+
+def test_the_command_prints_and_writes(in_this_process, tmp_path, capsys):
+    folder = tmp_path / "new" / "results"
+    assert main(["bench", "layer_norm/rows", "residual_block/rows", *ARGUMENTS, "--out", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "layer_norm/rows" in printed and "GFLOP/s" in printed and f"torch {torch.__version__}" in printed
+    assert "other processes keep 1.5 cores busy" in printed
+    assert sorted(path.name for path in folder.iterdir()) == ["bench.json", "bench.md", "bench.png"]
+    found = json.loads((folder / "bench.json").read_text())
+    assert found["ok"] and found["dtype"] == "float32" and found["warnings"]
+    assert [(one["layer"], one["allocator"]) for one in found["rows"]] == [
+        ("layer_norm", "default"),
+        ("residual_block", "default"),
+        ("layer_norm", "kept"),
+        ("residual_block", "kept"),
+    ]
+    first = found["rows"][0]
+    assert first["bytes"] > 0 and first["limit"] == first["bytes"] / 1e10
+    assert first["ratio"] == pytest.approx(first["sides"][TORCH]["seconds"] / first["sides"][NACRE]["seconds"])
+    table = [line for line in (folder / "bench.md").read_text().splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in table}) == 1
+    assert sum(line.startswith("| layer_norm/rows | 3x7 |") for line in table) == 2
+    assert (folder / "bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_wrong_result_has_no_time_and_fails_the_command(in_this_process, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(LAYERS, "layer_norm", dataclasses.replace(LAYERS["layer_norm"], layer=ForgottenBias))
+    arguments = ["bench", "layer_norm/rows", *ARGUMENTS, "--allocator", "kept", "--out", str(tmp_path)]
+    assert main(arguments) == 1
+    assert "WRONG: output is" in capsys.readouterr().out
+    found = json.loads((tmp_path / "bench.json").read_text())
+    (one,) = found["rows"]
+    assert not found["ok"]
+    assert one["sides"][NACRE]["seconds"] is None and one["ratio"] is None
+    assert one["sides"][TORCH]["seconds"] > 0
+    assert "WRONG" in (tmp_path / "bench.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["layernorm"], "got 'layernorm'. Did you mean 'layer_norm'?"),
+        (["nothing like it"], "There are gelu, relu,"),
+        (["layer_norm/txt"], "must be one of layer_norm's; got 'txt'. Did you mean 'text'?"),
+        (["--rounds", "0"], "rounds of a benchmark must be greater than 0; got 0"),
+        (["--seconds", "-1"], "seconds of a benchmark must be greater than 0; got -1"),
+        (["--threads", "0"], "threads of a benchmark must be greater than 0; got 0"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_before_anything_is(arguments, message, capsys, tmp_path):
+    assert main(["bench", *arguments, "--out", str(tmp_path / "none")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def test_names_and_options_choose_the_cases():
+    assert {spec.name for spec, _ in selected()} == set(SPECS)
+    assert all(case.bench for _, case in selected())
+    assert len(selected(all_cases=True)) == sum(len(spec.cases) for spec in SPECS.values())
+    assert [case.name for _, case in selected(["gelu/tanh", "relu/rows"][1:])] == ["rows"]
+    with pytest.raises(ValueError, match="allocators default and kept; got 'jemalloc'"):
+        bench(["layer_norm"], allocators=["jemalloc"])
+    with pytest.raises(ValueError, match="float32, float64"):
+        Settings(dtype="int8")
+
+
+# ---- child processes and machine
+
+
+def test_child_processes_measure(monkeypatch):
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
+    seen = []
+    settings = dataclasses.replace(QUICK, threads=1)
+    report = bench(["layer_norm/rows", "dropout/small"], settings=settings, allocators=["kept"], on_row=seen.append)
+    assert report.ok and seen == report.rows
+    assert [one.name for one in report.rows] == ["layer_norm/rows", "dropout/small"]
+    assert all(side.seconds > 0 for one in report.rows for side in one.sides.values())
+    assert report.machine.threads == 1
+    assert report.ceilings.matrix_flops > 0 and report.ceilings.copy_bytes > 0
+
+
+def test_a_child_that_dies_is_an_error(capfd):
+    with pytest.raises(ChildProcessError, match="ended with status 1"):
+        list(children.run_job({"job": "nothing"}, children.environment()))
+    assert "KeyError" in capfd.readouterr().err
+
+
+def test_the_environment_of_a_child(monkeypatch):
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
+    monkeypatch.setenv("OMP_DYNAMIC", "true")
+    assert "MALLOC_TRIM_THRESHOLD_" not in children.environment("default")
+    kept = children.environment("kept", threads=3)
+    assert kept["MALLOC_MMAP_MAX_"] == "0" and kept["MALLOC_TRIM_THRESHOLD_"] == "2147483647"
+    assert kept["OMP_NUM_THREADS"] == "3" and kept["OMP_DYNAMIC"] == "true"
+    assert "OMP_DYNAMIC" not in children.environment(without=machine.CHANGING)
+
+
+def test_the_load_by_others_does_not_count_this_process(monkeypatch):
+    busy = iter([10.0, 10.75])
+    monkeypatch.setattr(machine, "_busy_seconds", lambda: next(busy))
+    assert machine.other_load(0.5) == 1.5
+    monkeypatch.setattr(machine, "_busy_seconds", lambda: None)
+    assert machine.other_load(0.01) is None
+    assert "does not tell" in machine.warnings(None)[0]
+    assert machine.warnings(0.1) == []
+
+
+# ---- company
+
+
+def state(process):
+    """Of a process, in the letter of /proc; empty when there is none."""
+    try:
+        with open(f"/proc/{process}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return ""
+
+
+needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="reads Linux's /proc")
+
+
+@needs_proc
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt, RuntimeError])
+def test_the_neighbour_is_started_and_ended(error):
+    process = None
+    try:
+        with company.neighbour() as process:
+            assert state(process) in ("R", "S", "D")
+            assert os.getsid(process) == process != os.getsid(0)
+            if error is not None:
+                raise error
+    except (KeyboardInterrupt, RuntimeError) as caught:
+        assert type(caught) is error
+    assert state(process) == ""
+
+
+@needs_proc
+def test_the_neighbour_does_not_outlive_a_killed_parent():
+    code = f"exec({company._NEIGHBOUR!r})"
+    starter = (
+        "import os, subprocess, sys, time\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {code!r}, str(os.getpid())], start_new_session=True)\n"
+        "print(child.pid, flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", starter], stdout=subprocess.PIPE, text=True)
+    orphan = int(parent.stdout.readline())
+    try:
+        assert state(orphan) not in ("", "Z")
+    finally:
+        parent.kill()
+        parent.wait()
+        parent.stdout.close()
+    end = time.monotonic() + 20
+    while state(orphan) not in ("", "Z") and time.monotonic() < end:
+        time.sleep(0.05)
+    alive = state(orphan) not in ("", "Z")
+    if alive:
+        os.kill(orphan, signal.SIGKILL)
+    assert not alive
+
+
+@pytest.fixture
+def counted_company(monkeypatch):
+    """Company without measuring: times are counted up, and what each process was given is kept."""
+    given, beside = [], []
+
+    class Neighbour:
+        def __enter__(self):
+            beside.append(True)
+
+        def __exit__(self, *error):
+            beside.pop()
+
+    def run_job(job, environment):
+        given.append((job, environment, bool(beside)))
+        yield {"seconds": 3.0 if beside else 2.0}
+
+    monkeypatch.setattr(company, "neighbour", Neighbour)
+    monkeypatch.setattr(company, "run_job", run_job)
+    monkeypatch.setenv("OMP_DYNAMIC", "true")
+    return given
+
+
+def test_company_compares_both_sides_under_every_setting(counted_company):
+    settings = (company.Setting("plain"), company.Setting("other", {"OMP_WAIT_POLICY": "passive"}))
+    rows = company.company(1.0, threads=2, settings=settings)
+    assert len(rows) == len(company.WORKLOADS) * 2 * 2
+    assert {(one.setting, one.side) for one in rows} == {(s, side) for s in ("plain", "other") for side in (TORCH, NACRE)}
+    assert all(one.slowdown == 1.5 and one.as_json()["slowdown"] == 1.5 for one in rows)
+    assert [beside for _, _, beside in counted_company] == [False, True] * len(rows)
+    for one, (_, environment, _) in zip(rows, counted_company[::2], strict=True):
+        assert environment.get("OMP_WAIT_POLICY") == ("passive" if one.setting == "other" else None)
+        assert "OMP_DYNAMIC" not in environment
+        assert environment["OMP_NUM_THREADS"] == "2"
+
+
+def test_the_company_command_prints_and_writes(counted_company, in_this_process, tmp_path, capsys):
+    assert main(["bench", "--company", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "OMP_WAIT_POLICY=passive" in printed and "1.5" in printed
+    found = json.loads((tmp_path / "company.json").read_text())
+    assert len(found["rows"]) == len(company.WORKLOADS) * len(company.SETTINGS) * 2
+    assert "| nacre | 2000 ms | 3000 ms | 1.5 |" in (tmp_path / "company.md").read_text()
+
+
+@pytest.mark.parametrize("side", [TORCH, NACRE])
+def test_company_steps_train(side):
+    assert all(company.seconds_of(workload, side, 0.0) > 0 for workload in company.WORKLOADS)
