@@ -106,6 +106,7 @@ class Op:
             layer: ``"lower"`` casts to the autocast dtype, ``"float32"`` casts to float32, absent leaves them.
         autocast_keeps: the arguments which autocast leaves as they are (the states of a recurrence).
         kernels: the fast implementations; the first which serves a call runs.
+        explained: wraps whatever runs a forward, formula or kernel, to say more of an error where values can be seen.
         fake: shapes, dtypes and strides of the outputs for fake tensors; by default the formula itself.
         fake_backward: the same for the backward.
     """
@@ -122,11 +123,12 @@ class Op:
         autocast: Mapping[str, str] | None = None,
         autocast_keeps: Sequence[str] = (),
         kernels: Sequence[Kernel] = (),
+        explained: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None,
         fake: Callable[..., Any] | None = None,
         fake_backward: Callable[..., Any] | None = None,
     ) -> None:
         self.name, arguments, returns = _parse(schema)
-        self.forward_formula, self.backward_formula = forward, backward
+        self.forward_formula, self.backward_formula = explained(forward) if explained else forward, backward
         self.saved, self.gradients, self.outputs = tuple(saved), tuple(gradients), outputs
         self.kernels = tuple(kernels)
         self.arguments = tuple(arguments)
@@ -151,7 +153,8 @@ class Op:
             _library.impl(f"{name}.kernel", torch.library.fallthrough_kernel, "Autograd")
         self.operator = getattr(torch.ops.nacre, self.name).default
         self.backward_operator = getattr(torch.ops.nacre, f"{self.name}_backward").default
-        self._kernel = getattr(torch.ops.nacre, self.name).kernel
+        kernel = getattr(torch.ops.nacre, self.name).kernel
+        self._kernel = explained(kernel) if explained else kernel
         self._backward_kernel = getattr(torch.ops.nacre, f"{self.name}_backward").kernel
 
         self._function = self._make_function()

@@ -4,9 +4,11 @@ import torch
 from torch import Tensor
 
 from nacre.core import check
-from nacre.core.op import Kernel, Op, torch_instead, unserved
+from nacre.core.choice import Kernel, small, torch_instead, unserved
+from nacre.core.op import Op
 from nacre.layers.activation import formula
 
+_TORCH_BELOW = 65536
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _KERNELS = [
     Kernel(
@@ -238,6 +240,8 @@ def gelu(input: Tensor, *, approximate: str = "none") -> Tensor:
         >>> nacre.functional.gelu(torch.tensor([-3.0, 3.0]), approximate="tanh")
         tensor([-0.0036,  2.9964])
     """
+    if small("gelu", input, _TORCH_BELOW):
+        return torch._C._nn.gelu(input, approximate=approximate)
     if reason := unserved(input):
         return torch_instead("gelu", reason, torch.nn.functional.gelu, input, approximate=approximate)
     if approximate not in ("none", "tanh"):
@@ -265,6 +269,8 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
         >>> values
         tensor([0., 1.])
     """
+    if small("relu", input, _TORCH_BELOW):
+        return torch.relu_(input) if inplace else torch.relu(input)
     if reason := unserved(input):
         return torch_instead("relu", reason, torch.nn.functional.relu, input, inplace)
     return input.copy_(_relu(input)) if inplace else _relu(input)
@@ -285,6 +291,8 @@ def silu(input: Tensor, inplace: bool = False) -> Tensor:
         >>> nacre.functional.silu(torch.tensor([-20.0, 20.0]))
         tensor([-4.1223e-08,  2.0000e+01])
     """
+    if small("silu", input, _TORCH_BELOW):
+        return torch._C._nn.silu_(input) if inplace else torch._C._nn.silu(input)
     if reason := unserved(input):
         return torch_instead("silu", reason, torch.nn.functional.silu, input, inplace)
     # the backward reads the input as it was, so what is overwritten must not be what was saved
@@ -302,6 +310,8 @@ def tanh(input: Tensor) -> Tensor:
         >>> nacre.functional.tanh(torch.tensor([0.5]))
         tensor([0.4621])
     """
+    if small("tanh", input, _TORCH_BELOW):
+        return torch.tanh(input)
     if reason := unserved(input):
         return torch_instead("tanh", reason, torch.nn.functional.tanh, input)
     return _tanh(input)
@@ -318,6 +328,8 @@ def sigmoid(input: Tensor) -> Tensor:
         >>> nacre.functional.sigmoid(torch.tensor([0.5]))
         tensor([0.6225])
     """
+    if small("sigmoid", input, _TORCH_BELOW):
+        return torch.sigmoid(input)
     if reason := unserved(input):
         return torch_instead("sigmoid", reason, torch.nn.functional.sigmoid, input)
     return _sigmoid(input)

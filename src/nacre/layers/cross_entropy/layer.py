@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from nacre.core.op import Kernel, Op, torch_instead, unserved
+from nacre.core.choice import Kernel, torch_instead, unserved
+from nacre.core.op import Op
 from nacre.layers.cross_entropy import formula, targets
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

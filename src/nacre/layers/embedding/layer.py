@@ -32,11 +32,12 @@ def _naming_the_index(lookup: Callable[..., Any]) -> Callable[..., Any]:
 _op = Op(
     "embedding(Tensor weight, Tensor indices, SymInt num_embeddings, SymInt padding_idx, bool scale_grad_by_freq,"
     " bool sparse) -> Tensor output",
-    forward=_naming_the_index(formula.forward),
+    forward=formula.forward,
     backward=formula.backward,
     # the number of rows stands in for the table, which may then change between forward and backward
     saved=("indices", "num_embeddings", "padding_idx", "scale_grad_by_freq", "sparse"),
     gradients=("weight",),
+    explained=_naming_the_index,
     kernels=[
         Kernel(
             device="cpu",
@@ -48,8 +49,6 @@ _op = Op(
         ),
     ],
 )
-# the kernel, too, tells only that an index is out of range
-_op._kernel = _naming_the_index(_op._kernel)
 
 
 class Embedding(torch.nn.Embedding):

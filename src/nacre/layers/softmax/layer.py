@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from nacre.core import check
-from nacre.core.op import Kernel, Op, torch_instead, unserved
+from nacre.core.choice import Kernel, small, torch_instead, unserved
+from nacre.core.op import Op
 from nacre.layers.softmax import formula
 from nacre.layers.softmax.cost import implicit_dim
 
+_TORCH_BELOW = 65536
 _AUTOCAST = {"cuda": "float32", "xpu": "float32", "mps": "float32"}
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _KERNELS = (
@@ -208,6 +210,8 @@ def softmax_jacobian(input: Tensor, dim: int = -1) -> Tensor:
 def _run(op: Op, torchs: Callable[..., Tensor], input: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor:
     if dtype is not None:
         input = input.to(dtype)
+    if type(dim) is int and small(op.name, input, _TORCH_BELOW):
+        return torchs(input, dim)
     if reason := unserved(input) or ("" if type(dim) is int else f"a dim of type {type(dim).__name__}"):
         return torch_instead(op.name, reason, torchs, input, dim)
     # one number alone counts as one dimension of size 1
