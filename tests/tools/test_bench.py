@@ -1,6 +1,7 @@
-"""nacre bench: right results before times, times by the rules, reports of both. No test looks at how long a step took."""
+"""nacre bench: right results before times, times by the rules, reports of both. No test judges how long a step took."""
 
 import dataclasses
+import itertools
 import json
 import mmap
 import os
@@ -55,7 +56,9 @@ def test_ratios_and_shares():
 
 
 def test_what_was_not_timed_has_no_ratio():
-    refused = row(**{TORCH: Side(seconds=4.0), COMPILED: Side(problem="cannot"), NACRE: Side(problem="off", wrong=True)})
+    refused = row(
+        **{TORCH: Side(seconds=4.0), COMPILED: Side(problem="cannot"), NACRE: Side(problem="off", wrong=True)}
+    )
     assert refused.wrong
     assert (refused.ratio, refused.best_ratio, refused.share(NACRE), refused.share(TORCH)) == (None, None, None, 0.25)
     uncompiled = row(**{TORCH: Side(seconds=4.0), COMPILED: Side(problem="cannot"), NACRE: Side(seconds=2.0)})
@@ -449,7 +452,9 @@ def test_company_compares_both_sides_under_every_setting(counted_company):
     settings = (company.Setting("plain"), company.Setting("other", {"OMP_WAIT_POLICY": "passive"}))
     rows = company.company(1.0, threads=2, settings=settings)
     assert len(rows) == len(company.WORKLOADS) * 2 * 2
-    assert {(one.setting, one.side) for one in rows} == {(s, side) for s in ("plain", "other") for side in (TORCH, NACRE)}
+    assert {(one.setting, one.side) for one in rows} == {
+        (s, side) for s in ("plain", "other") for side in (TORCH, NACRE)
+    }
     assert all(one.slowdown == 1.5 and one.as_json()["slowdown"] == 1.5 for one in rows)
     assert [beside for _, _, beside in counted_company] == [False, True] * len(rows)
     for one, (_, environment, _) in zip(rows, counted_company[::2], strict=True):

@@ -62,7 +62,8 @@ class Judge:
                 return f"without dropout: {problem}"
         if self._noise is None:
             self._noise = noise(Step(self.reference, self.inputs, self.keywords), self._expected)
-        return noise_problem(noise(step, self._expected), self._noise)
+        rounding = {name: (SLACK[self.dtype] * scale) ** 2 for name, scale in _scales(self._expected).items()}
+        return noise_problem(noise(step, self._expected), self._noise, rounding)
 
 
 def disagreement(
@@ -71,13 +72,21 @@ def disagreement(
     """The first result that is further from float64 than twice torch's own distance and ``SLACK``; empty for none."""
     if list(ours) != list(torchs):
         return f"it has {', '.join(ours)}, torch.nn {', '.join(torchs)}"
+    scales = _scales(expected)
     for name, tensor in ours.items():
-        if problem := _difference(tensor, torchs[name], expected[name], dtype):
+        if problem := _difference(tensor, torchs[name], expected[name], SLACK[dtype] * scales[name]):
             return f"{name} {problem}"
     return ""
 
 
-def _difference(ours: Tensor, torchs: Tensor, expected: Tensor, dtype: torch.dtype) -> str:
+def _scales(expected: Mapping[str, Tensor]) -> dict[str, float]:
+    """The largest value of every result; a gradient that is 0 but for rounding is measured by the others."""
+    scales = {name: largest(tensor.to_dense()) for name, tensor in expected.items()}
+    floor = 0.01 * max((scale for name, scale in scales.items() if name.startswith("gradient")), default=0.0)
+    return {name: max(scale, floor) if name.startswith("gradient") else scale for name, scale in scales.items()}
+
+
+def _difference(ours: Tensor, torchs: Tensor, expected: Tensor, slack: float) -> str:
     if (ours.shape, ours.dtype) != (torchs.shape, torchs.dtype):
         return f"is {ours.dtype} of shape {tuple(ours.shape)}, torch.nn's {torchs.dtype} of {tuple(torchs.shape)}"
     ours, torchs, expected = (tensor.detach().to_dense().double() for tensor in (ours, torchs, expected))
@@ -85,6 +94,6 @@ def _difference(ours: Tensor, torchs: Tensor, expected: Tensor, dtype: torch.dty
         return "is NaN or infinite where torch.nn's is not, or finite where it is"
     finite = torchs.isfinite() & expected.isfinite()
     ours, torchs, expected = (torch.where(finite, tensor, 0) for tensor in (ours, torchs, expected))
-    slack, torchs_error, error = SLACK[dtype] * largest(expected), distance(torchs, expected), distance(ours, expected)
+    torchs_error, error = distance(torchs, expected), distance(ours, expected)
     allowed = slack + torchs_error * (_JUMPS if torchs_error > _JUMPS * slack else 2)
     return f"is {error:.2g} away from float64, more than {allowed:.2g}" if error > allowed else ""

@@ -59,14 +59,14 @@ def dropout_problem(step: Step, p: float, dtype: torch.dtype) -> str:
     return ""
 
 
-def noise_problem(ours: Noise, torchs: Noise) -> str:
+def noise_problem(ours: Noise, torchs: Noise, rounding: Mapping[str, float]) -> str:
     """What is wrong with the random part of a side's results, beside torch.nn's; empty when nothing is.
 
     Each result's share of zeros and its mean square distance from the result without dropout must be torch.nn's,
-    within what chance explains.
+    within what chance and ``rounding``, the mean square of rounding errors, explain.
     """
     for name, values in ours.items():
-        slacks = (_ZEROS, _SLACK * torchs[name][1].mean().item())
+        slacks = (_ZEROS, _SLACK * torchs[name][1].mean().item() + rounding[name])
         for what, slack, mine, theirs in zip(("share of zeros", "noise"), slacks, values, torchs[name], strict=True):
             error = math.sqrt((mine.var() / len(mine) + theirs.var() / len(theirs)).item())
             apart = abs(mine.mean() - theirs.mean()).item()
