@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import nacre
+from nacre.core import native
 from nacre.core.op import record_choices
 from nacre.functional import softmax_jacobian
 from tests.support import assert_as_good_as_torch
@@ -239,3 +240,114 @@ def test_jacobian_errors():
         softmax_jacobian(torch.tensor(1.0))
     with pytest.raises(TypeError, match=r"dtype torch\.int64"):
         softmax_jacobian(torch.ones(3, dtype=torch.int64))
+
+
+# ---- the C++ kernels
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+# rows around one vector and around four, primes; columns the same, for tiles of whole and partial vectors
+SHAPES = [((5, size), -1) for size in (1, 2, 15, 16, 17, 63, 64, 65, 197, 1023, 5003)]
+SHAPES += [((3, 7, 5), 1), ((17, 65), 0), ((2, 1023, 33), 1), ((3, 2, 1031), 1), ((2, 5, 3, 7), -3), ((2, 1, 3), 1)]
+
+
+def results(function, input, dim, grad):
+    leaf = input.detach().requires_grad_()
+    output = function(leaf, dim)
+    return output.detach(), torch.autograd.grad(output, leaf, grad)[0]
+
+
+def kernel_results(*arguments):
+    with record_choices() as choices:
+        found = results(*arguments)
+    if not native.unavailable():
+        assert [choice.implementation for choice in choices] == ["C++ kernel", "C++ kernel"]
+    return found
+
+
+@both
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("shape", "dim"), SHAPES)
+def test_error_is_at_most_twice_torchs(ours, torchs, shape, dim, dtype):
+    input, grad = (torch.randn(shape) * 3).to(dtype), torch.randn(shape).to(dtype)
+    found, torchs_found = kernel_results(ours, input, dim, grad), results(torchs, input, dim, grad)
+    exact = results(torchs, input.double(), dim, grad.double())
+    for one, two, judge in zip(found, torchs_found, exact, strict=True):
+        assert one.stride() == two.stride()
+        assert_as_good_as_torch(one, two, judge, dtype, f"{shape}, {dim}")
+
+
+@both
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_memory_of_any_layout(ours, torchs, dtype):
+    inputs = {
+        "unaligned": torch.randn(5 * 33 + 1).to(dtype)[1:].view(5, 33),
+        "a window": torch.randn(5, 40).to(dtype)[:, 3:36],
+        "every second": torch.randn(5, 66).to(dtype)[:, ::2],
+        "transposed": torch.randn(33, 5).to(dtype).T,
+        "one row for all": torch.randn(1, 33).to(dtype).expand(5, 33),
+    }
+    for layout, input in inputs.items():
+        grad = torch.randn(33, 5).to(dtype).T
+        plain = [tensor.clone(memory_format=torch.contiguous_format) for tensor in (input, grad)]
+        for dim in (0, 1):
+            found, expected = kernel_results(ours, input, dim, grad), kernel_results(ours, plain[0], dim, plain[1])
+            for one, two in zip(found, expected, strict=True):
+                assert torch.equal(one, two), layout
+                assert one.is_contiguous()
+
+
+@both
+@pytest.mark.parametrize("size", [3, 16, 70])
+@pytest.mark.parametrize("row", INFINITE.values(), ids=INFINITE)
+def test_special_values_among_others(ours, torchs, row, size):
+    """In a row and in a column, at the start and at the end, beside others which they must not disturb."""
+    for start in (0, size - 3):
+        values, grad = torch.randn(5, size), torch.randn(5, size)
+        values[2] = row[0] if len(set(row)) == 1 else values[2]
+        values[2, start : start + 3] = torch.tensor(row)
+        for input, cotangent, dim in ((values, grad, 1), (values.T.contiguous(), grad.T.contiguous(), 0)):
+            for one, two in zip(
+                kernel_results(ours, input, dim, cotangent), results(torchs, input, dim, cotangent), strict=True
+            ):
+                # float32: exp and log of two implementations, sums of 70 terms
+                torch.testing.assert_close(one, two, rtol=2e-6, atol=2e-6, equal_nan=True)
+
+
+@pytest.mark.usual_algorithms
+@both
+def test_same_bits_for_any_number_of_threads(ours, torchs):
+    for shape, dim in (((1003, 197), -1), ((3, 21, 5003), 1)):
+        input, grad = torch.randn(shape), torch.randn(shape)
+        found = []
+        for threads in (1, 2, 3, 1):
+            torch.set_num_threads(threads)
+            found.append(kernel_results(ours, input, dim, grad))
+        for result in found[1:]:
+            assert all(torch.equal(one, two) for one, two in zip(found[0], result, strict=True))
+
+
+@both
+def test_what_is_written_past_the_cache(ours, torchs):
+    input, grad = torch.randn(2100, 4096), torch.randn(2100, 4096)
+    found, torchs_found = kernel_results(ours, input, 1, grad), results(torchs, input, 1, grad)
+    few = kernel_results(ours, input[:9], 1, grad[:9])
+    for one, two, same in zip(found, torchs_found, few, strict=True):
+        # float32 sums of 4096 terms
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+        assert torch.equal(one[:9], same)
+
+
+def test_the_kernels_themselves_refuse_what_does_not_fit():
+    if reason := native.unavailable():
+        pytest.skip(reason)
+    x = torch.randn(4, 6)
+    for name in ("softmax", "log_softmax"):
+        forward, backward = (getattr(torch.ops.nacre, n).kernel for n in (name, f"{name}_backward"))
+        for message, call in {
+            "one dimension": lambda forward=forward: forward(x, 2),
+            "float32, float64": lambda forward=forward: forward(x.int(), 1),
+            "shape of the output": lambda backward=backward: backward(x[:2], x, 1, [True]),
+            "one gradient": lambda backward=backward: backward(x, x, 1, [True, True]),
+        }.items():
+            with pytest.raises(RuntimeError, match=message):
+                call()

@@ -47,6 +47,16 @@ inline A maximum_of_row(const T* x, int64_t size) {
   return largest<A>(larger(larger(maxima[0], maxima[1]), larger(maxima[2], maxima[3])));
 }
 
+// Stores the vectors that value(i, lanes) gives for a row, past the cache if asked to. to: (D)
+template <class T, class Value>
+inline void write_row(T* to, int64_t size, bool stream, Value value) {
+  using A = Accumulator<T>;
+  if (stream)
+    over_row<A>(size, [&](int64_t i, auto which) { store_past_cache(to + i, value(i, which), which); });
+  else
+    over_row<A>(size, [&](int64_t i, auto which) { store(to + i, value(i, which), which); });
+}
+
 // A tensor of N x D x M values, and how it is cut: into rows where M is 1, else into tiles of up to `width` columns.
 struct Slices {
   int64_t outer = 1, size = 1, inner = 1;
@@ -56,6 +66,11 @@ struct Slices {
   }
 
   int64_t values() const { return outer * size * inner; }
+  // Whether rows written to `to` go past the cache: they are many, and all are aligned.
+  template <class T>
+  bool stream_rows(const T* to) const {
+    return size % lanes<Accumulator<T>> == 0 && streams(to, values());
+  }
   // D rows of a tile take 256 KiB in cache, of whole cache lines and of what a processor fetches at once.
   int64_t width() const {
     return std::min(inner, std::clamp<int64_t>(65536 / std::max<int64_t>(size, 1) / 32 * 32, 32, 1024));
@@ -69,6 +84,7 @@ struct Slices {
     in_parallel(outer, per_thread, [&](int64_t begin, int64_t end) {
       const Scratch<A> scratch(scratch_values);
       for (int64_t row = begin; row < end; ++row) body(row, std::min(row + 1, end - 1), scratch.get());
+      finish_past_cache();
     });
   }
 

@@ -133,9 +133,10 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_loss, const Tenso
     const auto gradient_of = [&](int64_t token) {
       return targets.ignored(token) ? A(0) : grads[arguments.none ? token : 0] / divisor;
     };
+    const bool stream = slices.stream_rows(to);
     if (inner == 1)
       slices.over_rows<A>(0, [&](int64_t row, int64_t, A*) {
-        row_gradient(x + row * size, targets, row, m[row], l[row], gradient_of(row), spread, to + row * size);
+        row_gradient(x + row * size, targets, row, m[row], l[row], gradient_of(row), spread, stream, to + row * size);
       });
     else
       slices.over_tiles<A>(4 * slices.width(), [&](int64_t n, int64_t first, int64_t columns, A* scratch) {

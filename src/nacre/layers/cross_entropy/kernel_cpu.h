@@ -123,19 +123,20 @@ void tile_losses(const T* x, int64_t stride, int64_t columns, const Targets<A>& 
 
 // x, grad: (C); g: the token's gradient; spread: as of Targets
 template <class T, class A = Accumulator<T>>
-void row_gradient(const T* x, const Targets<A>& targets, int64_t token, A maximum, A log_sum, A g, A spread, T* grad) {
+void row_gradient(const T* x, const Targets<A>& targets, int64_t token, A maximum, A log_sum, A g, A spread, bool stream,
+                  T* grad) {
   const int64_t y = targets.valid_class(token);
   const A hit = targets.hit(y), sum = hit + spread;
   if (g == 0 && std::isfinite(sum) && std::isfinite(log_sum)) {
     std::fill(grad, grad + targets.num_classes, T(0));
     return;
   }
-  over_row<A>(targets.num_classes, [&](int64_t c, auto which) {
+  write_row(grad, targets.num_classes, stream, [&](int64_t c, auto which) -> Vector<A> {
     Vector<A> value = exp<A>(load(x + c, which) - maximum - log_sum) * sum;
     if (targets.smoothing > 0)
       value -= targets.weight ? load(targets.weight + c, which) * targets.share : every<A>(targets.share);
     if (c <= y && y < c + lanes<A>) value[y - c] -= hit;
-    store(grad + c, value * g, which);
+    return value * g;
   });
 }
 

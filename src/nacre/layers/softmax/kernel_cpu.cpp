@@ -37,7 +37,7 @@ struct LogSoftmax {
 
 // While the exponentials are computed, the next row comes from memory. x, next, y: (D); scratch: (D)
 template <template <class> class Kind, class T, class A = Accumulator<T>>
-void forward_row(const T* x, const T* next, int64_t size, T* y, A* scratch) {
+void forward_row(const T* x, const T* next, int64_t size, bool stream, T* y, A* scratch) {
   const A maximum = maximum_of_row(x, size);
   const auto [sum] = sums_over_row<A, 1>(size, [&](int64_t i, auto which) {
     __builtin_prefetch(next + i);
@@ -46,8 +46,8 @@ void forward_row(const T* x, const T* next, int64_t size, T* y, A* scratch) {
     return std::array<Vector<A>, 1>{e};
   });
   const Vector<A> statistic = Kind<A>::statistic(every<A>(sum));
-  over_row<A>(size, [&](int64_t i, auto which) {
-    store(y + i, Kind<A>::result(load(scratch + i, which), statistic), which);
+  write_row(y, size, stream, [&](int64_t i, auto which) -> Vector<A> {
+    return Kind<A>::result(load(scratch + i, which), statistic);
   });
 }
 
@@ -68,14 +68,17 @@ void forward_tile(const T* x, int64_t size, int64_t stride, int64_t columns, T* 
   });
 }
 
+// While the gradient is written, the next row, `ahead` values from this one, comes from memory.
 // g, s, grad: (D), s being the output, of either kind
 template <template <class> class Kind, class T, class A = Accumulator<T>>
-void backward_row(const T* g, const T* s, int64_t size, T* grad) {
+void backward_row(const T* g, const T* s, int64_t ahead, int64_t size, bool stream, T* grad) {
   const auto [total] = sums_over_row<A, 1>(size, [&](int64_t i, auto which) {
     return std::array<Vector<A>, 1>{Kind<A>::term(load(g + i, which), load(s + i, which))};
   });
-  over_row<A>(size, [&, sum = every<A>(total)](int64_t i, auto which) {
-    store(grad + i, Kind<A>::gradient(load(g + i, which), load(s + i, which), sum), which);
+  write_row(grad, size, stream, [&, sum = every<A>(total)](int64_t i, auto which) -> Vector<A> {
+    __builtin_prefetch(g + i + ahead);
+    __builtin_prefetch(s + i + ahead);
+    return Kind<A>::gradient(load(g + i, which), load(s + i, which), sum);
   });
 }
 
@@ -123,9 +126,10 @@ Tensor forward(const Tensor& input, int64_t dim) {
     using A = Accumulator<T>;
     const T* from = static_cast<const T*>(x.const_data_ptr());  // (N, D, M)
     T* to = static_cast<T*>(y.mutable_data_ptr());              // (N, D, M)
+    const bool stream = slices.stream_rows(to);
     if (inner == 1)
       slices.over_rows<A>(size, [&](int64_t row, int64_t following, A* scratch) {
-        forward_row<Kind>(from + row * size, from + following * size, size, to + row * size, scratch);
+        forward_row<Kind>(from + row * size, from + following * size, size, stream, to + row * size, scratch);
       });
     else
       slices.over_tiles<A>((size + 2) * slices.width(), [&](int64_t n, int64_t first, int64_t columns, A* scratch) {
@@ -153,9 +157,11 @@ Tensor backward(const Tensor& grad_output, const Tensor& output, int64_t dim, co
     const T* g_from = static_cast<const T*>(g.const_data_ptr());  // (N, D, M)
     const T* s_from = static_cast<const T*>(s.const_data_ptr());  // (N, D, M)
     T* to = static_cast<T*>(grad.mutable_data_ptr());             // (N, D, M)
+    const bool stream = slices.stream_rows(to);
     if (inner == 1)
-      slices.over_rows<A>(0, [&](int64_t row, int64_t, A*) {
-        backward_row<Kind>(g_from + row * size, s_from + row * size, size, to + row * size);
+      slices.over_rows<A>(0, [&](int64_t row, int64_t following, A*) {
+        const int64_t start = row * size, ahead = (following - row) * size;
+        backward_row<Kind>(g_from + start, s_from + start, ahead, size, stream, to + start);
       });
     else
       slices.over_tiles<A>((2 * size + 1) * slices.width(), [&](int64_t n, int64_t first, int64_t columns, A* scratch) {
