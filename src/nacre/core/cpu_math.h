@@ -160,6 +160,24 @@ inline Vector<A> exp(Vector<A> x) {
   return scale<A>(m + 1, n);
 }
 
+// ln(2)^k / k!: 2^f = exp(f ln 2), and |f| <= 1/2.
+template <class A>
+constexpr auto powers_of_ln2 = [] {
+  std::array<A, sizeof(A) == 4 ? 8 : 14> terms{};
+  double term = 1;
+  for (size_t k = 0; k < terms.size(); term *= 0.69314718055994530942 / static_cast<double>(++k))
+    terms[k] = static_cast<A>(term);
+  return terms;
+}();
+
+// 2^x for x <= 0, cheaper than exp. Error: at most 1.5 ulp.
+template <class A>
+inline Vector<A> exp2_of_negative(Vector<A> x) {
+  const Vector<A> near = at_least<A>(sizeof(A) == 4 ? -151 : -1076, x);  // there the result is 0
+  const Vector<A> n = (near + rounder<A>) - rounder<A>;
+  return scale<A>(polynomial<A>(near - n, powers_of_ln2<A>), n);
+}
+
 // (1 - exp(-2|x|)) / (1 + exp(-2|x|)), with the sign of x. Error: at most 2 ulp.
 template <class A>
 inline Vector<A> tanh(Vector<A> x) {

@@ -1,7 +1,7 @@
 // Activations: formula.py, each tensor read once and the result written once. N elements, in the order they lie in memory.
-#include "nacre/core/cpu_math.h"
 #include "nacre/core/cpu_memory.h"
 #include "nacre/core/cpu_primitives.h"
+#include "nacre/layers/activation/functions.h"
 
 #include <algorithm>
 #include <numeric>
@@ -10,83 +10,6 @@
 
 namespace nacre {
 namespace {
-
-// ---- the functions: y(x) and the gradient g dy/dx, which is told x or y
-
-constexpr double sqrt_half = 0.70710678118654752440, density_at_0 = 0.39894228040143267794;
-constexpr double tanh_slope = 0.79788456080286535588, cubic = 0.044715;
-
-struct Gelu {
-  template <class A>
-  static Vector<A> value(Vector<A> x) {
-    return A(0.5) * x * (1 + erf<A>(x * A(sqrt_half)));
-  }
-  template <class A>
-  static Vector<A> gradient(Vector<A> g, Vector<A> x) {
-    const Vector<A> probability = A(0.5) * (1 + erf<A>(x * A(sqrt_half)));
-    const Vector<A> density = exp<A>(A(-0.5) * x * x) * A(density_at_0);
-    return g * (probability + x * density);
-  }
-};
-
-// (1 + tanh(u)) / 2 is the sigmoid of 2 u.
-struct GeluTanh {
-  template <class A>
-  static Vector<A> value(Vector<A> x) {
-    return x * sigmoid<A>(A(2 * tanh_slope) * x * (1 + A(cubic) * x * x));
-  }
-  template <class A>
-  static Vector<A> gradient(Vector<A> g, Vector<A> x) {
-    const Vector<A> s = sigmoid<A>(A(2 * tanh_slope) * x * (1 + A(cubic) * x * x));
-    const Vector<A> slope = A(2 * tanh_slope) * (1 + A(3 * cubic) * x * x);
-    return g * (s + x * s * (1 - s) * slope);
-  }
-};
-
-struct Relu {
-  template <class A>
-  static Vector<A> value(Vector<A> x) {
-    return x <= 0 ? Vector<A>{} : x;  // so asked, NaN stays NaN
-  }
-  template <class A>
-  static Vector<A> gradient(Vector<A> g, Vector<A> y) {
-    return y <= 0 ? Vector<A>{} : g;
-  }
-};
-
-struct Silu {
-  template <class A>
-  static Vector<A> value(Vector<A> x) {
-    return x * sigmoid<A>(x);
-  }
-  template <class A>
-  static Vector<A> gradient(Vector<A> g, Vector<A> x) {
-    const Vector<A> s = sigmoid<A>(x);
-    return g * s * (1 + x * (1 - s));
-  }
-};
-
-struct Tanh {
-  template <class A>
-  static Vector<A> value(Vector<A> x) {
-    return tanh<A>(x);
-  }
-  template <class A>
-  static Vector<A> gradient(Vector<A> g, Vector<A> y) {
-    return g * (1 - y * y);
-  }
-};
-
-struct Sigmoid {
-  template <class A>
-  static Vector<A> value(Vector<A> x) {
-    return sigmoid<A>(x);
-  }
-  template <class A>
-  static Vector<A> gradient(Vector<A> g, Vector<A> y) {
-    return g * y * (1 - y);
-  }
-};
 
 // ---- layouts: results lie in memory as torch's do
 
