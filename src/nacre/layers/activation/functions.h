@@ -8,10 +8,9 @@
 namespace nacre {
 
 constexpr double sqrt_half = 0.70710678118654752440, log2_e = 1.44269504088896340736;
-constexpr double tanh_slope = 0.79788456080286535588, cubic = 0.044715;
 
-// The probability that a standard normal value lies below x. In float its error is at most 1e-7, and where it is small it
-// is small beside the probability as well: below 0 it is 2^q(|x|), with the polynomial q that makes the error least.
+// The probability that a standard normal value lies below x. In float, it is 2^q(|x|) below 0, with the polynomial q that
+// makes the error of the probability least: at most 1e-7, and less the smaller the probability is.
 template <class A>
 inline Vector<A> normal_probability(Vector<A> x) {
   if constexpr (sizeof(A) == 8) {
@@ -42,17 +41,37 @@ struct Gelu {
   }
 };
 
-// (1 + tanh(u)) / 2 is the sigmoid of 2 u.
+// The sigmoid s of x and 1 - s, neither a difference of nearly equal numbers, from power = exp(-|x|).
+template <class A>
+struct Sigmoids {
+  Vector<A> s, one_minus_s;
+};
+
+template <class A>
+inline Sigmoids<A> sigmoids(Vector<A> x, Vector<A> power) {
+  const Vector<A> larger = 1 / (1 + power), smaller = power * larger;
+  return {x < 0 ? smaller : larger, x < 0 ? larger : smaller};
+}
+
+// (1 + tanh(u)) / 2 is the sigmoid of 2 u, and exp(-|2 u|) is 2^-|v|, where
+//     v = x (inner + outer x^2)        d(2 u)/dx = ln(2) dv/dx
 struct GeluTanh {
+  static constexpr double inner = 2 * 0.79788456080286535588 * log2_e, outer = 0.044715 * inner;
+
+  template <class A>
+  static Sigmoids<A> gates(Vector<A> x) {
+    const Vector<A> v = x * multiply_add<A>(x * x, every<A>(A(outer)), every<A>(A(inner)));
+    return sigmoids<A>(v, exp2_of_negative<A>(-absolute<A>(v)));
+  }
   template <class A>
   static Vector<A> value(Vector<A> x) {
-    return x * sigmoid<A>(A(2 * tanh_slope) * x * (1 + A(cubic) * x * x));
+    return x * gates<A>(x).s;
   }
   template <class A>
   static Vector<A> gradient(Vector<A> g, Vector<A> x) {
-    const Vector<A> s = sigmoid<A>(A(2 * tanh_slope) * x * (1 + A(cubic) * x * x));
-    const Vector<A> slope = A(2 * tanh_slope) * (1 + A(3 * cubic) * x * x);
-    return g * (s + x * s * (1 - s) * slope);
+    const auto [s, one_minus_s] = gates<A>(x);
+    const Vector<A> slope = multiply_add<A>(x * x, every<A>(A(3 * outer / log2_e)), every<A>(A(inner / log2_e)));
+    return g * (s + x * slope * (s * one_minus_s));
   }
 };
 
@@ -74,8 +93,8 @@ struct Silu {
   }
   template <class A>
   static Vector<A> gradient(Vector<A> g, Vector<A> x) {
-    const Vector<A> s = sigmoid<A>(x);
-    return g * s * (1 + x * (1 - s));
+    const auto [s, one_minus_s] = sigmoids<A>(x, exp<A>(-absolute<A>(x)));
+    return g * s * (1 + x * one_minus_s);
   }
 };
 
