@@ -57,8 +57,8 @@ def channels_last(made):
 LAYOUTS = {
     "contiguous": lambda made: made(2, 3, 4, 5),
     "channels_last": channels_last,
-    "one image of many": lambda made: made(6, 3, 4, 5).contiguous(memory_format=torch.channels_last)[::2][1:2].expand(
-        2, 3, 4, 5
+    "one image of many": lambda made: (
+        made(6, 3, 4, 5).contiguous(memory_format=torch.channels_last)[::2][1:2].expand(2, 3, 4, 5)
     ),
     "permuted": lambda made: made(5, 4, 2, 3).permute(2, 3, 1, 0),
     "sliced": lambda made: made(2, 3, 4, 10)[..., ::2],

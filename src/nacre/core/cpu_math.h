@@ -38,8 +38,8 @@ inline Vector<A> every(A value) {
   return Vector<A>{} + value;
 }
 
-// The smaller and the larger of x and a limit; NaN stays NaN: of two values of which one is NaN, the instructions give the
-// second. gcc warns of the undefined values with which it writes their unmasked forms.
+// The smaller and the larger of x and a limit; NaN stays NaN, since the instructions then give their second operand.
+// They are masked because gcc warns of the undefined values with which it writes the unmasked forms.
 template <class A>
 inline Vector<A> at_most(A limit, Vector<A> x) {
   const Vector<A> limits = every<A>(limit);
@@ -88,8 +88,8 @@ inline Vector<A> with_sign_of(Vector<A> magnitude, Vector<A> x) {
   return (Vector<A>)((Integers<A>)magnitude | ((Integers<A>)x & sign_bits<A>()));
 }
 
-// 3/2 times the power of two above which a number has no fraction: added to a small number it leaves the nearest integer in
-// the lowest bits.
+// 3/2 times the power of two above which numbers have no fraction: added to a small number it leaves the nearest
+// integer in the lowest bits.
 template <class A>
 constexpr A rounder = A(1.5) * static_cast<A>(uint64_t(1) << mantissa_bits<A>);
 

@@ -171,7 +171,8 @@ constexpr int64_t streamed_bytes = int64_t(1) << 25;
 // Whether `count` values are worth it; `to` is then aligned to a vector.
 template <class T>
 inline bool streams(const T* to, int64_t count) {
-  return count * static_cast<int64_t>(sizeof(T)) >= streamed_bytes && reinterpret_cast<uintptr_t>(to) % vector_bytes == 0;
+  const bool aligned = reinterpret_cast<uintptr_t>(to) % vector_bytes == 0;
+  return aligned && count * static_cast<int64_t>(sizeof(T)) >= streamed_bytes;
 }
 
 // Stores whole vectors past the cache, to an address aligned to what is stored, and the rest as ever.

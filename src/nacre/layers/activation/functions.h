@@ -9,8 +9,8 @@ namespace nacre {
 
 constexpr double sqrt_half = 0.70710678118654752440, log2_e = 1.44269504088896340736;
 
-// The probability that a standard normal value lies below x. In float, it is 2^q(|x|) below 0, with the polynomial q that
-// makes the error of the probability least: at most 1e-7, and less the smaller the probability is.
+// The probability that a standard normal value lies below x. In float it is 2^q(|x|) below 0, with the polynomial q
+// that makes the error of the probability least: at most 1e-7, and less the smaller the probability is.
 template <class A>
 inline Vector<A> normal_probability(Vector<A> x) {
   if constexpr (sizeof(A) == 8) {

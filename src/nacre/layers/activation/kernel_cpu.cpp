@@ -1,4 +1,4 @@
-// Activations: formula.py, each tensor read once and the result written once. N elements, in the order they lie in memory.
+// Activations: formula.py, each tensor read once and the result written once.
 #include "nacre/core/cpu_memory.h"
 #include "nacre/core/cpu_primitives.h"
 #include "nacre/layers/activation/functions.h"
@@ -38,8 +38,8 @@ bool is_channels_last(const Sizes& sizes, const Sizes& strides) {
   return sizes.size() == 4 && same_places(sizes, strides, packed(sizes, {1, 3, 2, 0}));
 }
 
-// The dimensions in the order of their strides, the innermost first, as torch sorts them: the first tensor decides, where it
-// repeats elements the second.
+// The dimensions in the order of their strides, the innermost first, as torch sorts them: the first tensor decides, and
+// the second where that one repeats elements.
 Sizes inner_to_outer(const Sizes& sizes, const Sizes& first, const Sizes& second) {
   const auto lies_within = [&](int64_t i, int64_t j) {
     for (const Sizes* strides : {&first, &second}) {
@@ -63,10 +63,13 @@ Sizes inner_to_outer(const Sizes& sizes, const Sizes& first, const Sizes& second
 
 // The strides of torch's result for two tensors of one shape: without gaps, and like theirs where they agree.
 Sizes result_strides(const Tensor& one, const Tensor& other) {
-  const Sizes sizes = sizes_of(one), first = strides_of(one), second = strides_of(other);
-  Sizes last_innermost(sizes.size());
-  std::iota(last_innermost.rbegin(), last_innermost.rend(), 0);
-  if (one.is_contiguous() && other.is_contiguous()) return packed(sizes, last_innermost);
+  const Sizes sizes = sizes_of(one);
+  if (one.is_contiguous() && other.is_contiguous()) {
+    Sizes last_innermost(sizes.size());
+    std::iota(last_innermost.rbegin(), last_innermost.rend(), 0);
+    return packed(sizes, last_innermost);
+  }
+  const Sizes first = strides_of(one), second = strides_of(other);
   if (is_channels_last(sizes, first) && is_channels_last(sizes, second)) return packed(sizes, {1, 3, 2, 0});
   const Sizes dense = packed(sizes, inner_to_outer(sizes, first, second));
   return first == second && same_places(sizes, first, dense) ? first : dense;
@@ -83,7 +86,7 @@ Tensor laid_out(const Tensor& tensor, const Sizes& strides) {
 
 // ---- elements
 
-// y[i] = function(x[i], ...) for N elements
+// y[i] = function(x[i], ...), in the order in which the elements lie in memory. y, x: (count)
 template <class T, class Function, class... Inputs>
 void over_elements(int64_t count, T* y, Function function, const Inputs*... x) {
   // whole cache lines for every thread
@@ -124,7 +127,8 @@ Tensor backward(const Tensor& grad_output, const Tensor& saved, const std::vecto
   STD_TORCH_CHECK(sizes_of(grad_output) == sizes_of(saved), "the gradient has the shape of the output");
   STD_TORCH_CHECK(grad_output.scalar_type() == saved.scalar_type(), "the gradient has the dtype of the output");
   // in torch the gradient's layout comes before what was saved, but for ReLU
-  const Sizes strides = std::is_same_v<Function, Relu> ? result_strides(saved, grad_output) : result_strides(grad_output, saved);
+  constexpr bool saved_first = std::is_same_v<Function, Relu>;
+  const Sizes strides = saved_first ? result_strides(saved, grad_output) : result_strides(grad_output, saved);
   const Tensor g = laid_out(grad_output, strides), x = laid_out(saved, strides);
   const Tensor grad_x = new_tensor(sizes_of(x), strides, x.scalar_type());
   with_type(x.scalar_type(), [&](auto type) {
@@ -141,7 +145,8 @@ Tensor gelu_forward(const Tensor& input, const std::string& approximate) {
 
 Tensor gelu_backward(const Tensor& grad_output, const Tensor& input, const std::string& approximate,
                      const std::vector<bool>& needs) {
-  return approximate == "tanh" ? backward<GeluTanh>(grad_output, input, needs) : backward<Gelu>(grad_output, input, needs);
+  const bool tanh = approximate == "tanh";
+  return tanh ? backward<GeluTanh>(grad_output, input, needs) : backward<Gelu>(grad_output, input, needs);
 }
 
 }  // namespace
