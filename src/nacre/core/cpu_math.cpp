@@ -27,6 +27,7 @@ void over_array(const A* x, A* y, int64_t count, Function function) {
   }
 
 NACRE_EXPORT_FUNCTION(exp)
+NACRE_EXPORT_FUNCTION(exp2_of_negative)
 NACRE_EXPORT_FUNCTION(log)
 NACRE_EXPORT_FUNCTION(tanh)
 NACRE_EXPORT_FUNCTION(sigmoid)

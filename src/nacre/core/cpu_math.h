@@ -38,8 +38,8 @@ inline Vector<A> every(A value) {
   return Vector<A>{} + value;
 }
 
-// The smaller and the larger of x and a limit; NaN stays NaN: of two values of which one is NaN, the instructions give the
-// second. gcc warns of the undefined values with which it writes their unmasked forms.
+// The smaller and the larger of x and a limit; NaN stays NaN, since the instructions then give their second operand.
+// They are masked because gcc warns of the undefined values with which it writes the unmasked forms.
 template <class A>
 inline Vector<A> at_most(A limit, Vector<A> x) {
   const Vector<A> limits = every<A>(limit);
@@ -88,8 +88,8 @@ inline Vector<A> with_sign_of(Vector<A> magnitude, Vector<A> x) {
   return (Vector<A>)((Integers<A>)magnitude | ((Integers<A>)x & sign_bits<A>()));
 }
 
-// 3/2 times the power of two above which a number has no fraction: added to a small number it leaves the nearest integer in
-// the lowest bits.
+// 3/2 times the power of two above which numbers have no fraction: added to a small number it leaves the nearest
+// integer in the lowest bits.
 template <class A>
 constexpr A rounder = A(1.5) * static_cast<A>(uint64_t(1) << mantissa_bits<A>);
 
@@ -158,6 +158,24 @@ inline Vector<A> exp(Vector<A> x) {
   // beyond these bounds the result is 0 or infinity
   const auto [n, m] = exponential<A>(at_most<A>(single ? 89 : 710, at_least<A>(single ? -104 : -746, x)));
   return scale<A>(m + 1, n);
+}
+
+// ln(2)^k / k!: 2^f = exp(f ln 2), and |f| <= 1/2.
+template <class A>
+constexpr auto powers_of_ln2 = [] {
+  std::array<A, sizeof(A) == 4 ? 8 : 14> terms{};
+  double term = 1;
+  for (size_t k = 0; k < terms.size(); term *= 0.69314718055994530942 / static_cast<double>(++k))
+    terms[k] = static_cast<A>(term);
+  return terms;
+}();
+
+// 2^x for x <= 0, cheaper than exp. Error: at most 1.5 ulp.
+template <class A>
+inline Vector<A> exp2_of_negative(Vector<A> x) {
+  const Vector<A> near = at_least<A>(sizeof(A) == 4 ? -151 : -1076, x);  // there the result is 0
+  const Vector<A> n = (near + rounder<A>) - rounder<A>;
+  return scale<A>(polynomial<A>(near - n, powers_of_ln2<A>), n);
 }
 
 // (1 - exp(-2|x|)) / (1 + exp(-2|x|)), with the sign of x. Error: at most 2 ulp.

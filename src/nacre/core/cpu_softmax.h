@@ -6,6 +6,7 @@
 
 #include "nacre/core/cpu_memory.h"
 #include "nacre/core/cpu_primitives.h"
+#include "nacre/core/cpu_streams.h"
 
 #include <algorithm>
 #include <limits>
@@ -52,7 +53,7 @@ template <class T, class Value>
 inline void write_row(T* to, int64_t size, bool stream, Value value) {
   using A = Accumulator<T>;
   if (stream)
-    over_row<A>(size, [&](int64_t i, auto which) { store_past_cache(to + i, value(i, which), which); });
+    over_row<A>(size, [&](int64_t i, auto which) { store_past_caches(to + i, value(i, which), which); });
   else
     over_row<A>(size, [&](int64_t i, auto which) { store(to + i, value(i, which), which); });
 }
@@ -84,7 +85,7 @@ struct Slices {
     in_parallel(outer, per_thread, [&](int64_t begin, int64_t end) {
       const Scratch<A> scratch(scratch_values);
       for (int64_t row = begin; row < end; ++row) body(row, std::min(row + 1, end - 1), scratch.get());
-      finish_past_cache();
+      finish_past_caches();
     });
   }
 

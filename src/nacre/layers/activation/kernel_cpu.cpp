@@ -1,8 +1,8 @@
-// Activations: formula.py, each tensor read once and the result written once. N elements, in the order they lie in memory.
-#include "nacre/core/cpu_math.h"
+// Activations: formula.py, each tensor read once and the result written once.
 #include "nacre/core/cpu_memory.h"
 #include "nacre/core/cpu_primitives.h"
 #include "nacre/core/cpu_streams.h"
+#include "nacre/layers/activation/functions.h"
 
 #include <algorithm>
 #include <numeric>
@@ -11,83 +11,6 @@
 
 namespace nacre {
 namespace {
-
-// ---- the functions: y(x) and the gradient g dy/dx, which is told x or y
-
-constexpr double sqrt_half = 0.70710678118654752440, density_at_0 = 0.39894228040143267794;
-constexpr double tanh_slope = 0.79788456080286535588, cubic = 0.044715;
-
-struct Gelu {
-  template <class A>
-  static Vector<A> value(Vector<A> x) {
-    return A(0.5) * x * (1 + erf<A>(x * A(sqrt_half)));
-  }
-  template <class A>
-  static Vector<A> gradient(Vector<A> g, Vector<A> x) {
-    const Vector<A> probability = A(0.5) * (1 + erf<A>(x * A(sqrt_half)));
-    const Vector<A> density = exp<A>(A(-0.5) * x * x) * A(density_at_0);
-    return g * (probability + x * density);
-  }
-};
-
-// (1 + tanh(u)) / 2 is the sigmoid of 2 u.
-struct GeluTanh {
-  template <class A>
-  static Vector<A> value(Vector<A> x) {
-    return x * sigmoid<A>(A(2 * tanh_slope) * x * (1 + A(cubic) * x * x));
-  }
-  template <class A>
-  static Vector<A> gradient(Vector<A> g, Vector<A> x) {
-    const Vector<A> s = sigmoid<A>(A(2 * tanh_slope) * x * (1 + A(cubic) * x * x));
-    const Vector<A> slope = A(2 * tanh_slope) * (1 + A(3 * cubic) * x * x);
-    return g * (s + x * s * (1 - s) * slope);
-  }
-};
-
-struct Relu {
-  template <class A>
-  static Vector<A> value(Vector<A> x) {
-    return x <= 0 ? Vector<A>{} : x;  // so asked, NaN stays NaN
-  }
-  template <class A>
-  static Vector<A> gradient(Vector<A> g, Vector<A> y) {
-    return y <= 0 ? Vector<A>{} : g;
-  }
-};
-
-struct Silu {
-  template <class A>
-  static Vector<A> value(Vector<A> x) {
-    return x * sigmoid<A>(x);
-  }
-  template <class A>
-  static Vector<A> gradient(Vector<A> g, Vector<A> x) {
-    const Vector<A> s = sigmoid<A>(x);
-    return g * s * (1 + x * (1 - s));
-  }
-};
-
-struct Tanh {
-  template <class A>
-  static Vector<A> value(Vector<A> x) {
-    return tanh<A>(x);
-  }
-  template <class A>
-  static Vector<A> gradient(Vector<A> g, Vector<A> y) {
-    return g * (1 - y * y);
-  }
-};
-
-struct Sigmoid {
-  template <class A>
-  static Vector<A> value(Vector<A> x) {
-    return sigmoid<A>(x);
-  }
-  template <class A>
-  static Vector<A> gradient(Vector<A> g, Vector<A> y) {
-    return g * y * (1 - y);
-  }
-};
 
 // ---- layouts: results lie in memory as torch's do
 
@@ -112,46 +35,59 @@ bool same_places(const Sizes& sizes, const Sizes& strides, const Sizes& others) 
   return true;
 }
 
-// Whether the elements lie without gaps or overlaps, in any order.
-bool is_dense(const Tensor& tensor) {
-  if (tensor.is_contiguous()) return true;
-  const Sizes sizes = sizes_of(tensor), strides = strides_of(tensor);
+bool is_channels_last(const Sizes& sizes, const Sizes& strides) {
+  return sizes.size() == 4 && same_places(sizes, strides, packed(sizes, {1, 3, 2, 0}));
+}
+
+// The dimensions in the order of their strides, the innermost first, as torch sorts them: the first tensor decides, and
+// the second where that one repeats elements.
+Sizes inner_to_outer(const Sizes& sizes, const Sizes& first, const Sizes& second) {
+  const auto lies_within = [&](int64_t i, int64_t j) {
+    for (const Sizes* strides : {&first, &second}) {
+      const int64_t one = (*strides)[i], other = (*strides)[j];
+      if (one == 0 || other == 0) continue;
+      if (one != other) return one < other ? 1 : -1;
+      if (sizes[i] < sizes[j]) return 1;
+    }
+    return 0;
+  };
   Sizes order(sizes.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::sort(order.begin(), order.end(), [&](int64_t i, int64_t j) {
-    return sizes[j] < 2 ? sizes[i] >= 2 : sizes[i] >= 2 && strides[i] < strides[j];
-  });
-  return same_places(sizes, strides, packed(sizes, order));
+  std::iota(order.rbegin(), order.rend(), 0);
+  for (size_t i = 1; i < order.size(); ++i)
+    for (size_t at = i, before = i; before-- > 0;) {
+      const int found = lies_within(order[at], order[before]);
+      if (found < 0) break;
+      if (found > 0) std::swap(order[at], order[before]), at = before;
+    }
+  return order;
 }
 
-// The tensor itself or, where there are gaps or overlaps, a copy without them, its dimensions in the same order.
-Tensor dense(const Tensor& tensor) { return is_dense(tensor) ? tensor : torch::stable::clone(tensor); }
-
-// An uninitialised tensor laid out as torch lays out a function of `dense` alone.
-Tensor new_like(const Tensor& dense) {
-  const Sizes sizes = sizes_of(dense), strides = strides_of(dense);
-  if (dense.is_contiguous()) return new_tensor(sizes, dense.scalar_type());
-  const Sizes channels_last = sizes.size() == 4 ? packed(sizes, {1, 3, 2, 0}) : strides;
-  return new_tensor(sizes, same_places(sizes, strides, channels_last) ? channels_last : strides, dense.scalar_type());
+// The strides of torch's result for two tensors of one shape: without gaps, and like theirs where they agree.
+Sizes result_strides(const Tensor& one, const Tensor& other) {
+  const Sizes sizes = sizes_of(one);
+  if (one.is_contiguous() && other.is_contiguous()) {
+    Sizes last_innermost(sizes.size());
+    std::iota(last_innermost.rbegin(), last_innermost.rend(), 0);
+    return packed(sizes, last_innermost);
+  }
+  const Sizes first = strides_of(one), second = strides_of(other);
+  if (is_channels_last(sizes, first) && is_channels_last(sizes, second)) return packed(sizes, {1, 3, 2, 0});
+  const Sizes dense = packed(sizes, inner_to_outer(sizes, first, second));
+  return first == second && same_places(sizes, first, dense) ? first : dense;
 }
 
-// The tensor's values where those of `like` lie.
-Tensor laid_out_as(const Tensor& tensor, const Tensor& like) {
-  if (same_places(sizes_of(tensor), strides_of(tensor), strides_of(like))) return tensor;
-  Tensor copy = new_like(like);
+// The tensor itself if its elements lie at these strides, else a copy.
+Tensor laid_out(const Tensor& tensor, const Sizes& strides) {
+  const Sizes sizes = sizes_of(tensor);
+  if (same_places(sizes, strides_of(tensor), strides)) return tensor;
+  Tensor copy = new_tensor(sizes, strides, tensor.scalar_type());
   torch::stable::copy_(copy, tensor);
   return copy;
 }
 
-bool is_expanded(const Tensor& tensor) {
-  for (int64_t i = 0; i < tensor.dim(); ++i)
-    if (tensor.size(i) > 1 && tensor.stride(i) == 0) return true;
-  return false;
-}
-
 // ---- elements
 
-// y[i] = function(x[i], ...) for N elements
+// y[i] = function(x[i], ...), in the order in which the elements lie in memory. y, x: (count)
 template <class T, class Function, class... Inputs>
 void over_elements(int64_t count, T* y, Function function, const Inputs*... x) {
   // whole cache lines for every thread
@@ -174,7 +110,8 @@ void over_elements(int64_t count, T* y, Function function, const Inputs*... x) {
 template <class Function>
 Tensor forward(const Tensor& input) {
   STD_TORCH_CHECK(input.is_cpu(), "a CPU kernel takes tensors on the CPU");
-  const Tensor x = dense(input), y = new_like(x);
+  const Sizes strides = result_strides(input, input);
+  const Tensor x = laid_out(input, strides), y = new_tensor(sizes_of(x), strides, x.scalar_type());
   with_type(x.scalar_type(), [&](auto type) {
     using T = decltype(type);
     over_elements(x.numel(), static_cast<T*>(y.mutable_data_ptr()), Function::template value<Accumulator<T>>,
@@ -190,9 +127,11 @@ Tensor backward(const Tensor& grad_output, const Tensor& saved, const std::vecto
   STD_TORCH_CHECK(grad_output.is_cpu() && saved.is_cpu(), "a CPU kernel takes tensors on the CPU");
   STD_TORCH_CHECK(sizes_of(grad_output) == sizes_of(saved), "the gradient has the shape of the output");
   STD_TORCH_CHECK(grad_output.scalar_type() == saved.scalar_type(), "the gradient has the dtype of the output");
-  // as in torch, the gradient's layout decides unless it repeats elements, for ReLU the output's
-  const Tensor like = dense(std::is_same_v<Function, Relu> || is_expanded(grad_output) ? saved : grad_output);
-  const Tensor g = laid_out_as(grad_output, like), x = laid_out_as(saved, like), grad_x = new_like(like);
+  // in torch the gradient's layout comes before what was saved, but for ReLU
+  constexpr bool saved_first = std::is_same_v<Function, Relu>;
+  const Sizes strides = saved_first ? result_strides(saved, grad_output) : result_strides(grad_output, saved);
+  const Tensor g = laid_out(grad_output, strides), x = laid_out(saved, strides);
+  const Tensor grad_x = new_tensor(sizes_of(x), strides, x.scalar_type());
   with_type(x.scalar_type(), [&](auto type) {
     using T = decltype(type);
     over_elements(x.numel(), static_cast<T*>(grad_x.mutable_data_ptr()), Function::template gradient<Accumulator<T>>,
@@ -207,7 +146,8 @@ Tensor gelu_forward(const Tensor& input, const std::string& approximate) {
 
 Tensor gelu_backward(const Tensor& grad_output, const Tensor& input, const std::string& approximate,
                      const std::vector<bool>& needs) {
-  return approximate == "tanh" ? backward<GeluTanh>(grad_output, input, needs) : backward<Gelu>(grad_output, input, needs);
+  const bool tanh = approximate == "tanh";
+  return tanh ? backward<GeluTanh>(grad_output, input, needs) : backward<Gelu>(grad_output, input, needs);
 }
 
 }  // namespace
