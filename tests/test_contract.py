@@ -14,7 +14,8 @@ import torch
 import nacre
 from nacre.blocks import BLOCKS
 from nacre.core import native
-from nacre.core.op import OPS, record_choices
+from nacre.core.choice import record_choices
+from nacre.core.op import OPS
 from nacre.layers import LAYERS
 from tests.support import (
     CountProducts,

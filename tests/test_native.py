@@ -12,7 +12,8 @@ import torch
 
 import nacre
 from nacre.core import native
-from nacre.core.op import OPS, record_choices
+from nacre.core.choice import record_choices
+from nacre.core.op import OPS
 from nacre.layers import LAYERS
 from tests.support import assert_as_good_as_torch, build, build_pair, fresh, in_dtype, run, tensors
 

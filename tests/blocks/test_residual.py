@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import nacre
-from nacre.core.op import record_choices
+from nacre.core.choice import record_choices
 
 
 class Plain(nn.Module):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import nacre
-from nacre.core.op import record_choices
+from nacre.core.choice import record_choices
 
 NACRE = {
     "gelu": nacre.functional.gelu,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nacre.core import native
-from nacre.core.op import record_choices
+from nacre.core.choice import record_choices
 from tests.layers.test_activation import FLOATS, NACRE, TORCH, every
 from tests.support import assert_as_good_as_torch
 

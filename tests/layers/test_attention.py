@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch.nn.attention import bias
 
 import nacre
-from nacre.core.op import record_choices
+from nacre.core.choice import record_choices
 from nacre.core.random import keep_mask
 from nacre.layers.attention.cost import cost
 from tests.support import assert_as_good_as_torch, fresh, in_dtype, tensors

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from torch.utils.flop_counter import FlopCounterMode
 
 import nacre
-from nacre.core.op import record_choices
+from nacre.core.choice import record_choices
 from nacre.functional import conv2d
 from nacre.layers.conv2d import formula
 from nacre.layers.conv2d.cases import CASES

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nacre.core import native
-from nacre.core.op import record_choices
+from nacre.core.choice import record_choices
 from nacre.functional import cross_entropy
 from tests.layers.cross_entropy_support import torch_cross_entropy
 from tests.support import assert_as_good_as_torch

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 import nacre
 from nacre.core import native
-from nacre.core.op import record_choices
+from nacre.core.choice import record_choices
 from nacre.core.random import keep_mask, random_words
 from nacre.layers.dropout import formula
 

@@ -8,7 +8,7 @@ from torch.nn.functional import embedding as torchs_embedding
 
 import nacre
 from nacre.core import native
-from nacre.core.op import record_choices
+from nacre.core.choice import record_choices
 from nacre.functional import embedding
 from nacre.layers.embedding import formula
 from nacre.layers.embedding.cost import cost, sizes

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import layer_norm as torchs_layer_norm
 
 from nacre.core import native
-from nacre.core.op import record_choices
+from nacre.core.choice import record_choices
 from nacre.functional import layer_norm
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]

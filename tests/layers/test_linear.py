@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import nacre
-from nacre.core.op import record_choices
+from nacre.core.choice import record_choices
 from nacre.layers import LAYERS
 
 

@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequen
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import nacre
-from nacre.core.op import record_choices
+from nacre.core.choice import record_choices
 from tests.layers.recurrent_support import CLOSE, LAYERS, PAIRS, assert_same_results, first_state, pair, states
 from tests.support import assert_as_good_as_torch, run, tensors
 

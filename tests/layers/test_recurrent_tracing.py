@@ -5,7 +5,7 @@ import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import nacre
-from nacre.core.op import record_choices
+from nacre.core.choice import record_choices
 from tests.layers.recurrent_support import CLOSE, LAYERS, PAIRS, assert_same_results, pair, states
 from tests.support import tensors
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import nacre
 from nacre.core import native
-from nacre.core.op import record_choices
+from nacre.core.choice import record_choices
 from nacre.functional import softmax_jacobian
 from tests.support import assert_as_good_as_torch
 

@@ -1,7 +1,6 @@
 """nacre bench: right results before times, times by the rules, reports of both. No test judges how long a step took."""
 
 import dataclasses
-import itertools
 import json
 import mmap
 import os

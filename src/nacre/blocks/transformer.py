@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nacre.blocks.parts import sizes, sum_of_parts
 from nacre.core import check
-from nacre.core.op import torch_instead
+from nacre.core.choice import torch_instead
 from nacre.core.spec import Case, LayerSpec, Made, Normal
 from nacre.layers import LAYERS
 from nacre.layers.activation import GELU, ReLU, SiLU, gelu, relu, silu

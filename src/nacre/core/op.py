@@ -25,9 +25,7 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from nacre.core.choice import Kernel, record, record_choices, recorders, torch_instead, unserved
-
-__all__ = ["OPS", "Kernel", "Op", "call", "record_choices", "torch_instead", "unserved"]
+from nacre.core.choice import Kernel, record, recorders
 
 _library = torch.library.Library("nacre", "DEF")
 

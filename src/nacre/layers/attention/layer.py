@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nacre.core.op import torch_instead, unserved
+from nacre.core.choice import torch_instead, unserved
 from nacre.layers.attention.layout import each_once
 from nacre.layers.attention.multi_head import multi_head_attention_forward
 from nacre.layers.attention.multi_head_checks import check_heads

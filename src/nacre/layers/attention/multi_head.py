@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from nacre.core import check
-from nacre.core.op import call, torch_instead, unserved
+from nacre.core.choice import torch_instead, unserved
+from nacre.core.op import call
 from nacre.layers.attention.checks import check_dropout, check_operands
 from nacre.layers.attention.layout import each_once, merge_heads
 from nacre.layers.attention.masks import masks_of_scores

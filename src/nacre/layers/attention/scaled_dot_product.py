@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from nacre.core.op import Op, torch_instead, unserved
+from nacre.core.choice import torch_instead, unserved
+from nacre.core.op import Op
 from nacre.core.random import new_seed
 from nacre.layers.attention import formula
 from nacre.layers.attention.checks import check_attention

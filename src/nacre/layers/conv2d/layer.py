@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from nacre.core import check
-from nacre.core.op import Op, torch_instead, unserved
+from nacre.core.choice import torch_instead, unserved
+from nacre.core.op import Op
 from nacre.layers.conv2d import formula
 from nacre.layers.conv2d.cost import outputs
 

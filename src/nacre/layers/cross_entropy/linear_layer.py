@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from nacre.core import check
-from nacre.core.op import Op, torch_instead, unserved
+from nacre.core.choice import torch_instead, unserved
+from nacre.core.op import Op
 from nacre.layers.cross_entropy import formula, linear_formula, targets
 from nacre.layers.cross_entropy.linear_base import BASE
 

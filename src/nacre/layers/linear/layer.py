@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from nacre.core import check
-from nacre.core.op import Op, torch_instead, unserved
+from nacre.core.choice import torch_instead, unserved
+from nacre.core.op import Op
 from nacre.layers.linear import formula
 
 _op = Op(

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from nacre.core.op import Op, torch_instead, unserved
+from nacre.core.choice import torch_instead, unserved
+from nacre.core.op import Op
 from nacre.layers.recurrent import formula_gru, formula_lstm, stack
 
 _GRU_TENSORS = ("input", "h0", "weight_ih", "weight_hh", "bias_ih", "bias_hh")

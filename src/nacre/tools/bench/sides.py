@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nacre.core.op import record_choices
+from nacre.core.choice import record_choices
 from nacre.core.spec import Case, LayerSpec
 from nacre.tools.convert import ConversionReport, convert
 from nacre.tools.gradcheck.tensors import named_inputs, named_tensors, replace_tensors, strided_copy
