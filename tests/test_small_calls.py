@@ -1,0 +1,77 @@
+"""Calls too small for Python's part in them go to torch's own operators, as users meet them."""
+
+import pytest
+import torch
+
+import nacre
+from nacre.core.choice import kernels_at_any_size, record_choices
+
+pytestmark = pytest.mark.usual_sizes
+
+LAYERS = {
+    "layer_norm": (nacre.LayerNorm(64), torch.nn.LayerNorm(64)),
+    "softmax": (nacre.Softmax(dim=-1), torch.nn.Softmax(dim=-1)),
+    "log_softmax": (nacre.LogSoftmax(dim=0), torch.nn.LogSoftmax(dim=0)),
+    "gelu": (nacre.GELU(), torch.nn.GELU()),
+    "relu": (nacre.ReLU(), torch.nn.ReLU()),
+    "silu": (nacre.SiLU(), torch.nn.SiLU()),
+    "tanh": (nacre.Tanh(), torch.nn.Tanh()),
+    "sigmoid": (nacre.Sigmoid(), torch.nn.Sigmoid()),
+}
+
+
+def results(layer, input):
+    input = input.detach().requires_grad_()
+    output = layer(input)
+    (gradient,) = torch.autograd.grad(output.square().sum(), input)
+    return output, gradient
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_small_calls_are_torchs_to_the_bit(name):
+    layer, reference = LAYERS[name]
+    input = torch.randn(64, 64)
+    with record_choices() as choices:
+        found = results(layer, input)
+    assert [(choice.operator, choice.implementation) for choice in choices] == [(name, "torch")]
+    assert all(torch.equal(one, other) for one, other in zip(found, results(reference, input), strict=True))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_large_calls_and_tests_run_the_kernel(name):
+    layer, _ = LAYERS[name]
+    with record_choices() as choices:
+        layer(torch.randn(8192, 64))
+    assert [choice.implementation for choice in choices] != ["torch"]
+    with kernels_at_any_size(), record_choices() as choices:
+        layer(torch.randn(64, 64))
+    assert [choice.implementation for choice in choices] != ["torch"]
+
+
+@pytest.mark.parametrize("layer", [nacre.ReLU(inplace=True), nacre.SiLU(inplace=True)], ids=repr)
+def test_small_calls_in_place(layer):
+    input = torch.randn(8, 8)
+    expected = type(layer)()(input)
+    assert layer(input) is input
+    assert torch.equal(input, expected)
+
+
+def test_errors_of_small_calls_are_as_clear():
+    with pytest.raises(RuntimeError, match=r"Did you mean LayerNorm\(256\)\?"):
+        nacre.LayerNorm(512)(torch.randn(4, 256))
+    with pytest.raises(IndexError):
+        nacre.Softmax(dim=5)(torch.randn(4, 4))
+
+
+def test_explain_says_why():
+    explanation = str(nacre.explain(nacre.GELU(), torch.randn(8, 8)))
+    assert explanation.startswith("gelu: torch (under ")
+
+
+def test_compiled_small_calls_stay_nacres():
+    layer = torch.compile(nacre.GELU(), backend="eager", fullgraph=True)
+    input = torch.randn(8, 8)
+    with record_choices() as choices:
+        found = layer(input)
+    assert [choice.implementation for choice in choices] != ["torch"]
+    torch.testing.assert_close(found, torch.nn.functional.gelu(input))
