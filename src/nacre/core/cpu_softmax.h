@@ -67,14 +67,17 @@ struct Slices {
   }
 
   int64_t values() const { return outer * size * inner; }
+
   // Whether rows written to `to` go past the cache: they are many, and all are aligned.
   template <class T>
   bool stream_rows(const T* to) const {
     return size % lanes<Accumulator<T>> == 0 && streams(to, values());
   }
-  // D rows of a tile take 256 KiB in cache, of whole cache lines and of what a processor fetches at once.
+
+  // D rows of a tile take no more than 256 KiB where D allows it, and each is as long a run of memory as it can be.
   int64_t width() const {
-    return std::min(inner, std::clamp<int64_t>(65536 / std::max<int64_t>(size, 1) / 32 * 32, 32, 1024));
+    const int64_t fitting = std::clamp<int64_t>(65536 / std::max<int64_t>(size, 1) / 32 * 32, 32, 1024);
+    return std::clamp<int64_t>(inner, 1, fitting);
   }
 
   // Calls body(row, following, scratch) for each row, `following` being the row after it, or itself at the end, and
@@ -92,7 +95,7 @@ struct Slices {
   // Calls body(outer position, first column, columns, scratch) for each tile.
   template <class A, class Body>
   void over_tiles(int64_t scratch_values, const Body& body) const {
-    const int64_t columns = width(), tiles = (inner + columns - 1) / std::max<int64_t>(columns, 1);
+    const int64_t columns = width(), tiles = (inner + columns - 1) / columns;
     const int64_t per_thread = std::max<int64_t>(values_per_thread / std::max<int64_t>(size * columns, 1), 1);
     in_parallel(outer * tiles, per_thread, [&](int64_t begin, int64_t end) {
       const Scratch<A> scratch(scratch_values);
