@@ -1,7 +1,6 @@
 """nacre bench: right results before times, times by the rules, reports of both. No test judges how long a step took."""
 
 import dataclasses
-import itertools
 import json
 import mmap
 import os
@@ -234,6 +233,26 @@ def test_a_compiler_that_cannot_is_reported_and_no_wrong_result(monkeypatch):
     assert list(refused) == [COMPILED]
     assert "it cannot" in refused[COMPILED].problem
     assert not refused[COMPILED].wrong
+
+
+def test_a_case_is_checked_once_for_all_allocators(monkeypatch):
+    monkeypatch.setattr(worker, "apart", lambda function, *arguments: function(*arguments))
+    checks = []
+    monkeypatch.setattr(worker, "check_case", lambda *arguments: checks.append(arguments) or ({}, "formula"))
+    spec, case = case_of("layer_norm/rows")
+    first = worker.measured(spec, case, QUICK, "default", Ceilings(1.0, 1.0))
+    first = dataclasses.replace(first, sides={**first.sides, NACRE: Side(problem="off", wrong=True)})
+    second = worker.measured(spec, case, QUICK, "kept", Ceilings(1.0, 1.0), first)
+    assert len(checks) == 1
+    assert second.allocator == "kept" and second.implementation == "formula"
+    assert second.sides[NACRE] == first.sides[NACRE] and second.sides[TORCH].seconds > 0
+
+
+def test_a_process_that_dies_is_a_wrong_result(monkeypatch):
+    monkeypatch.setattr(worker, "check_case", lambda *arguments: os._exit(3))
+    spec, case = case_of("layer_norm/rows")
+    found = worker.measured(spec, case, QUICK, "default", Ceilings(1.0, 1.0))
+    assert found.wrong and "status 3" in found.sides[NACRE].problem
 
 
 def test_a_layer_that_torch_does_not_have_is_judged_by_its_own_float64():
