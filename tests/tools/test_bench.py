@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import mmap
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -16,7 +14,7 @@ import nacre
 from nacre.blocks import BLOCKS
 from nacre.cli import main
 from nacre.layers import LAYERS
-from nacre.tools.bench import children, company, machine, measuring, run, worker
+from nacre.tools.bench import children, machine, measuring, run, worker
 from nacre.tools.bench.results import COMPILED, NACRE, TORCH, Ceilings, Row, Side
 from nacre.tools.bench.run import bench
 from nacre.tools.bench.selection import Settings, selected
@@ -235,6 +233,43 @@ def test_a_compiler_that_cannot_is_reported_and_no_wrong_result(monkeypatch):
     assert not refused[COMPILED].wrong
 
 
+def test_a_case_is_checked_once_for_all_allocators(monkeypatch):
+    monkeypatch.setattr(worker, "apart", lambda function, *arguments: function(*arguments))
+    checks = []
+    monkeypatch.setattr(worker, "check_case", lambda *arguments: checks.append(arguments) or ({}, "formula"))
+    spec, case = case_of("layer_norm/rows")
+    first = worker.measured(spec, case, QUICK, "default", Ceilings(1.0, 1.0))
+    first = dataclasses.replace(first, sides={**first.sides, NACRE: Side(problem="off", wrong=True)})
+    second = worker.measured(spec, case, QUICK, "kept", Ceilings(1.0, 1.0), first)
+    assert len(checks) == 1
+    assert second.allocator == "kept" and second.implementation == "formula"
+    assert second.sides[NACRE] == first.sides[NACRE] and second.sides[TORCH].seconds > 0
+
+
+def test_a_process_that_dies_is_a_wrong_result(monkeypatch):
+    def apart(function, *arguments):
+        if function is worker.check_case:
+            raise ChildProcessError("the process ended with status 3")
+        return function(*arguments)
+
+    monkeypatch.setattr(worker, "apart", apart)
+    spec, case = case_of("layer_norm/rows")
+    found = worker.measured(spec, case, QUICK, "default", Ceilings(1.0, 1.0))
+    assert found.wrong and "status 3" in found.sides[NACRE].problem
+
+
+def test_functions_run_apart():
+    # in a process of its own: forking one that has run threads, as this may have, is not what a worker does
+    code = (
+        "import os; from nacre.tools.bench.worker import apart\n"
+        "print(apart(os.getpid) != os.getpid(), apart(abs, -3))\n"
+        "try: apart(os._exit, 3)\n"
+        "except ChildProcessError as error: print(error)"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.split("\n")[:2] == ["True 3", "the process ended with status 3"]
+
+
 def test_a_layer_that_torch_does_not_have_is_judged_by_its_own_float64():
     class Own(nacre.LayerNorm):
         pass
@@ -368,109 +403,3 @@ def test_the_load_by_others_does_not_count_this_process(monkeypatch):
     assert machine.other_load(0.01) is None
     assert "does not tell" in machine.warnings(None)[0]
     assert machine.warnings(0.1) == []
-
-
-# ---- company
-
-
-def state(process):
-    """Of a process, in the letter of /proc; empty when there is none."""
-    try:
-        with open(f"/proc/{process}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return ""
-
-
-needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="reads Linux's /proc")
-
-
-@needs_proc
-@pytest.mark.parametrize("error", [None, KeyboardInterrupt, RuntimeError])
-def test_the_neighbour_is_started_and_ended(error):
-    process = None
-    try:
-        with company.neighbour() as process:
-            assert state(process) in ("R", "S", "D")
-            assert os.getsid(process) == process != os.getsid(0)
-            if error is not None:
-                raise error
-    except (KeyboardInterrupt, RuntimeError) as caught:
-        assert type(caught) is error
-    assert state(process) == ""
-
-
-@needs_proc
-def test_the_neighbour_does_not_outlive_a_killed_parent():
-    code = f"exec({company._NEIGHBOUR!r})"
-    starter = (
-        "import os, subprocess, sys, time\n"
-        f"child = subprocess.Popen([sys.executable, '-c', {code!r}, str(os.getpid())], start_new_session=True)\n"
-        "print(child.pid, flush=True); time.sleep(60)"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", starter], stdout=subprocess.PIPE, text=True)
-    orphan = int(parent.stdout.readline())
-    try:
-        assert state(orphan) not in ("", "Z")
-    finally:
-        parent.kill()
-        parent.wait()
-        parent.stdout.close()
-    end = time.monotonic() + 20
-    while state(orphan) not in ("", "Z") and time.monotonic() < end:
-        time.sleep(0.05)
-    alive = state(orphan) not in ("", "Z")
-    if alive:
-        os.kill(orphan, signal.SIGKILL)
-    assert not alive
-
-
-@pytest.fixture
-def counted_company(monkeypatch):
-    """Company without measuring: times are counted up, and what each process was given is kept."""
-    given, beside = [], []
-
-    class Neighbour:
-        def __enter__(self):
-            beside.append(True)
-
-        def __exit__(self, *error):
-            beside.pop()
-
-    def run_job(job, environment):
-        given.append((job, environment, bool(beside)))
-        yield {"seconds": 3.0 if beside else 2.0}
-
-    monkeypatch.setattr(company, "neighbour", Neighbour)
-    monkeypatch.setattr(company, "run_job", run_job)
-    monkeypatch.setenv("OMP_DYNAMIC", "true")
-    return given
-
-
-def test_company_compares_both_sides_under_every_setting(counted_company):
-    settings = (company.Setting("plain"), company.Setting("other", {"OMP_WAIT_POLICY": "passive"}))
-    rows = company.company(1.0, threads=2, settings=settings)
-    assert len(rows) == len(company.WORKLOADS) * 2 * 2
-    assert {(one.setting, one.side) for one in rows} == {
-        (s, side) for s in ("plain", "other") for side in (TORCH, NACRE)
-    }
-    assert all(one.slowdown == 1.5 and one.as_json()["slowdown"] == 1.5 for one in rows)
-    assert [beside for _, _, beside in counted_company] == [False, True] * len(rows)
-    for one, (_, environment, _) in zip(rows, counted_company[::2], strict=True):
-        assert environment.get("OMP_WAIT_POLICY") == ("passive" if one.setting == "other" else None)
-        assert "OMP_DYNAMIC" not in environment
-        assert environment["OMP_NUM_THREADS"] == "2"
-
-
-def test_the_company_command_prints_and_writes(counted_company, in_this_process, tmp_path, capsys):
-    assert main(["bench", "--company", "--out", str(tmp_path)]) == 0
-    printed = capsys.readouterr().out
-    assert "OMP_WAIT_POLICY=passive" in printed and "1.5" in printed
-    found = json.loads((tmp_path / "company.json").read_text())
-    assert len(found["rows"]) == len(company.WORKLOADS) * len(company.SETTINGS) * 2
-    assert "| nacre | 2000 ms | 3000 ms | 1.5 |" in (tmp_path / "company.md").read_text()
-
-
-@pytest.mark.parametrize("side", [TORCH, NACRE])
-def test_company_steps_train(side):
-    assert all(company.seconds_of(workload, side, 0.0) > 0 for workload in company.WORKLOADS)

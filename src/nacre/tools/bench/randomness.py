@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from nacre.tools.bench.sides import Step
 
 _DEVIATIONS = 8
-"""Standard errors that two means may lie apart: with as few draws as 8, chance goes beyond once in a million."""
+"""Standard errors that two means may lie apart: so many because an error found from 4 draws may be found too small."""
 
 _SLACK = 0.02
 """Relative to the size of the noise: rounding adds to it, other than equally in different orders of operations."""
@@ -77,7 +77,8 @@ def noise_problem(ours: Noise, torchs: Noise, rounding: Mapping[str, float]) -> 
 
 def noise(step: Step, expected: Mapping[str, Tensor]) -> Noise:
     """Share of zeros and mean square distance from what is expected without dropout, of each result in every draw."""
-    draws = 8 if sum(tensor.numel() for tensor in expected.values()) > 10_000 else 64
+    numbers = sum(tensor.numel() for tensor in expected.values())
+    draws = 64 if numbers < 10_000 else 16 if numbers < 1_000_000 else 4  # a large tensor's mean varies little
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in expected}
     for seed in range(draws):
         for name, tensor in step.results(seed).items():

@@ -51,6 +51,7 @@ def bench(
             "settings": asdict(settings),
             "allocator": allocator,
             "ceilings": asdict(report.ceilings),
+            "checked": [asdict(row) for row in report.rows],
         }
         for values in run_job(job, environment(allocator, settings.threads)):
             row = Row.from_json(values)

@@ -50,14 +50,31 @@ def jobs(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     if settings.compile:
         importlib.import_module("torch._inductor.compile_fx")  # once, before the forks: it takes as long as torch
     ceilings = Ceilings(**job["ceilings"])
+    checked = {row.name: row for row in map(Row.from_json, job["checked"])}
     for spec, case in selected(settings.names, settings.all_cases):
-        yield asdict(measured(spec, case, settings, job["allocator"], ceilings))
+        before = checked.get(f"{spec.name}/{case.name}")
+        yield asdict(measured(spec, case, settings, job["allocator"], ceilings, before))
 
 
-def measured(spec: LayerSpec, case: Case, settings: Settings, allocator: str, ceilings: Ceilings) -> Row:
-    """Checks one case, then times the sides that are right; each apart, so that what ran before cannot matter."""
+def measured(
+    spec: LayerSpec, case: Case, settings: Settings, allocator: str, ceilings: Ceilings, checked: Row | None = None
+) -> Row:
+    """Checks one case, then times the sides that are right; each apart, so that what ran before cannot matter.
+
+    Args:
+        spec: of the layer.
+        case: of the layer.
+        settings: how to measure.
+        allocator: of this process.
+        ceilings: what the limit follows from.
+        checked: the same case under another allocator, whose checks hold here too.
+    """
     try:
-        refused, ran = apart(check_case, spec, case, settings)
+        if checked is None:
+            refused, ran = apart(check_case, spec, case, settings)
+        else:
+            refused = {name: side for name, side in checked.sides.items() if side.problem}
+            ran = checked.implementation
         timed = apart(time_case, spec, case, settings, frozenset(refused))
     except ChildProcessError as error:
         refused, ran, timed = {NACRE: Side(problem=str(error), wrong=True)}, "", {}
