@@ -1,89 +1,133 @@
 // Activations: formula.py, each tensor read once and the result written once.
+#include "nacre/core/cpu_layout.h"
+#include "nacre/core/cpu_math.h"
 #include "nacre/core/cpu_memory.h"
 #include "nacre/core/cpu_primitives.h"
 #include "nacre/core/cpu_streams.h"
-#include "nacre/layers/activation/functions.h"
 
 #include <algorithm>
-#include <numeric>
+#include <array>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 namespace nacre {
 namespace {
 
-// ---- layouts: results lie in memory as torch's do
+// ---- the functions y(x), and the gradient g dy/dx, which is told x or y as formula.py has it
 
-Sizes sizes_of(const Tensor& tensor) { return Sizes(tensor.sizes().begin(), tensor.sizes().end()); }
-Sizes strides_of(const Tensor& tensor) { return Sizes(tensor.strides().begin(), tensor.strides().end()); }
+constexpr double sqrt_half = 0.70710678118654752440, log2_e = 1.44269504088896340736;
 
-// The strides of a tensor whose dimensions follow each other in memory in this order, the innermost first.
-Sizes packed(const Sizes& sizes, const Sizes& order) {
-  Sizes strides(sizes.size());
-  int64_t stride = 1;
-  for (const int64_t i : order) {
-    strides[i] = stride;
-    stride *= std::max<int64_t>(sizes[i], 1);
+// The probability that a standard normal value lies below x. In float it is 2^q(|x|) below 0, with the polynomial q
+// that makes the error of the probability least: at most 1e-7, and less the smaller the probability is.
+template <class A>
+Vector<A> normal_probability(Vector<A> x) {
+  if constexpr (sizeof(A) == 8) {
+    return A(0.5) * (1 + erf<A>(x * A(sqrt_half)));
+  } else {
+    constexpr std::array<A, 9> q = {-1.0f,           -1.151106f,      -0.459198296f,   -0.0525336117f, 0.00712686498f,
+                                    -0.000191703541f, -0.000161293836f, 3.37378151e-05f, -2.33494893e-06f};
+    const Vector<A> tail = exp2_of_negative<A>(polynomial<A>(absolute<A>(x), q));
+    return x > 0 ? 1 - tail : tail;
   }
-  return strides;
 }
 
-// A dimension of size 1 may have any stride.
-bool same_places(const Sizes& sizes, const Sizes& strides, const Sizes& others) {
-  for (size_t i = 0; i < sizes.size(); ++i)
-    if (sizes[i] > 1 && strides[i] != others[i]) return false;
-  return true;
+// exp(-x^2 / 2) / sqrt(2 pi), as a power of 2.
+template <class A>
+Vector<A> normal_density(Vector<A> x) {
+  constexpr A log2_of_density_at_0 = A(-1.32574806473615990417);
+  return exp2_of_negative<A>(multiply_add<A>(x * x, every<A>(A(-0.5 * log2_e)), every<A>(log2_of_density_at_0)));
 }
 
-bool is_channels_last(const Sizes& sizes, const Sizes& strides) {
-  return sizes.size() == 4 && same_places(sizes, strides, packed(sizes, {1, 3, 2, 0}));
-}
-
-// The dimensions in the order of their strides, the innermost first, as torch sorts them: the first tensor decides, and
-// the second where that one repeats elements.
-Sizes inner_to_outer(const Sizes& sizes, const Sizes& first, const Sizes& second) {
-  const auto lies_within = [&](int64_t i, int64_t j) {
-    for (const Sizes* strides : {&first, &second}) {
-      const int64_t one = (*strides)[i], other = (*strides)[j];
-      if (one == 0 || other == 0) continue;
-      if (one != other) return one < other ? 1 : -1;
-      if (sizes[i] < sizes[j]) return 1;
-    }
-    return 0;
-  };
-  Sizes order(sizes.size());
-  std::iota(order.rbegin(), order.rend(), 0);
-  for (size_t i = 1; i < order.size(); ++i)
-    for (size_t at = i, before = i; before-- > 0;) {
-      const int found = lies_within(order[at], order[before]);
-      if (found < 0) break;
-      if (found > 0) std::swap(order[at], order[before]), at = before;
-    }
-  return order;
-}
-
-// The strides of torch's result for two tensors of one shape: without gaps, and like theirs where they agree.
-Sizes result_strides(const Tensor& one, const Tensor& other) {
-  const Sizes sizes = sizes_of(one);
-  if (one.is_contiguous() && other.is_contiguous()) {
-    Sizes last_innermost(sizes.size());
-    std::iota(last_innermost.rbegin(), last_innermost.rend(), 0);
-    return packed(sizes, last_innermost);
+struct Gelu {
+  template <class A>
+  static Vector<A> value(Vector<A> x) {
+    return x * normal_probability<A>(x);
   }
-  const Sizes first = strides_of(one), second = strides_of(other);
-  if (is_channels_last(sizes, first) && is_channels_last(sizes, second)) return packed(sizes, {1, 3, 2, 0});
-  const Sizes dense = packed(sizes, inner_to_outer(sizes, first, second));
-  return first == second && same_places(sizes, first, dense) ? first : dense;
+  template <class A>
+  static Vector<A> gradient(Vector<A> g, Vector<A> x) {
+    return g * multiply_add<A>(x, normal_density<A>(x), normal_probability<A>(x));
+  }
+};
+
+// The sigmoid s of x and 1 - s, neither a difference of nearly equal numbers, from power = exp(-|x|).
+template <class A>
+struct Sigmoids {
+  Vector<A> s, one_minus_s;
+};
+
+template <class A>
+Sigmoids<A> sigmoids(Vector<A> x, Vector<A> power) {
+  const Vector<A> larger = 1 / (1 + power), smaller = power * larger;
+  return {x < 0 ? smaller : larger, x < 0 ? larger : smaller};
 }
 
-// The tensor itself if its elements lie at these strides, else a copy.
-Tensor laid_out(const Tensor& tensor, const Sizes& strides) {
-  const Sizes sizes = sizes_of(tensor);
-  if (same_places(sizes, strides_of(tensor), strides)) return tensor;
-  Tensor copy = new_tensor(sizes, strides, tensor.scalar_type());
-  torch::stable::copy_(copy, tensor);
-  return copy;
-}
+// (1 + tanh(u)) / 2 is the sigmoid of 2 u, and exp(-|2 u|) is 2^-|v|, where
+//     v = x (inner + outer x^2)        d(2 u)/dx = ln(2) dv/dx
+struct GeluTanh {
+  static constexpr double inner = 2 * 0.79788456080286535588 * log2_e, outer = 0.044715 * inner;
+
+  template <class A>
+  static Sigmoids<A> gates(Vector<A> x) {
+    const Vector<A> v = x * multiply_add<A>(x * x, every<A>(A(outer)), every<A>(A(inner)));
+    return sigmoids<A>(v, exp2_of_negative<A>(-absolute<A>(v)));
+  }
+  template <class A>
+  static Vector<A> value(Vector<A> x) {
+    return x * gates<A>(x).s;
+  }
+  template <class A>
+  static Vector<A> gradient(Vector<A> g, Vector<A> x) {
+    const auto [s, one_minus_s] = gates<A>(x);
+    const Vector<A> slope = multiply_add<A>(x * x, every<A>(A(3 * outer / log2_e)), every<A>(A(inner / log2_e)));
+    return g * (s + x * slope * (s * one_minus_s));
+  }
+};
+
+struct Relu {
+  template <class A>
+  static Vector<A> value(Vector<A> x) {
+    return x <= 0 ? Vector<A>{} : x;  // so asked, NaN stays NaN
+  }
+  template <class A>
+  static Vector<A> gradient(Vector<A> g, Vector<A> y) {
+    return y <= 0 ? Vector<A>{} : g;
+  }
+};
+
+struct Silu {
+  template <class A>
+  static Vector<A> value(Vector<A> x) {
+    return x * sigmoid<A>(x);
+  }
+  template <class A>
+  static Vector<A> gradient(Vector<A> g, Vector<A> x) {
+    const auto [s, one_minus_s] = sigmoids<A>(x, exp<A>(-absolute<A>(x)));
+    return g * s * (1 + x * one_minus_s);
+  }
+};
+
+struct Tanh {
+  template <class A>
+  static Vector<A> value(Vector<A> x) {
+    return tanh<A>(x);
+  }
+  template <class A>
+  static Vector<A> gradient(Vector<A> g, Vector<A> y) {
+    return g * (1 - y * y);
+  }
+};
+
+struct Sigmoid {
+  template <class A>
+  static Vector<A> value(Vector<A> x) {
+    return sigmoid<A>(x);
+  }
+  template <class A>
+  static Vector<A> gradient(Vector<A> g, Vector<A> y) {
+    return g * y * (1 - y);
+  }
+};
 
 // ---- elements
 
