@@ -29,6 +29,7 @@ _BENCH = (
     Case("small", {}, (Normal((64, 64)),), bench=True),
     Case("image", {}, (Normal((32, 64, 56, 56)),), bench=True),
     Case("text", {}, (Normal((8, 197, 3072)),), bench=True),
+    Case("image tokens", {}, (Normal((32, 196, 3072)),), bench=True),
 )
 
 GELU_CASES = (

@@ -99,6 +99,7 @@ CASES = (
     _loss("digits", {}, Normal((128, 10)), Integers((128,), 10), bench=True),
     _loss("characters", {}, Normal((768, 65)), Integers((768,), 65), bench=True),
     _loss("vocabulary", {}, Normal((512, 50304)), Integers((512,), 50304), bench=True),
+    _loss("32,000 words", {}, Normal((2048, 32000)), Integers((2048,), 32000), bench=True),
     _loss("segmentation", {}, Normal((8, 21, 128, 128)), Integers((8, 128, 128), 21), bench=True),
 )
 

@@ -47,5 +47,6 @@ CASES = (
     Case("sparse with padding", _table(4, 3, sparse=True, padding_idx=1), (Integers((2, 5), 4),), smooth=False),
     Case("characters", _table(65, 128), (Integers((12, 64), 65),), bench=True),
     Case("words", _table(50000, 512), (Integers((8, 512), 50000),), bench=True),
+    Case("BERT", _table(30522, 768), (Integers((8, 512), 30522),), bench=True),
     Case("GPT-2", _table(50257, 768), (Integers((8, 1024), 50257),), bench=True),
 )

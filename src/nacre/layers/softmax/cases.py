@@ -39,5 +39,6 @@ CASES = (
     Case("small", {"dim": -1}, (Normal((64, 64)),), bench=True),
     Case("attention", {"dim": -1}, (Normal((8, 12, 197, 197)),), bench=True),
     Case("vocabulary", {"dim": -1}, (Normal((256, 50257)),), bench=True),
+    Case("32,000 words", {"dim": -1}, (Normal((512, 32000)),), bench=True),
     Case("pixels", {"dim": 1}, (Normal((8, 21, 128, 128)),), bench=True),
 )
