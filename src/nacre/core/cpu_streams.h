@@ -34,6 +34,18 @@ inline void store_past_caches(T* to, Vector<Accumulator<T>> values, Lanes which)
   write<T>(to, stored, which);
 }
 
+// The same for rows that are stored one by one: each has to begin where a vector does.
+template <class T>
+inline bool streams_rows(const T* to, int64_t rows, int64_t size) {
+  return size % lanes<Accumulator<T>> == 0 && streams(to, rows * size);
+}
+
+// Stores past the caches where asked, else as ever.
+template <class T, class Lanes>
+inline void put(T* to, Vector<Accumulator<T>> values, Lanes which, bool past_caches) {
+  past_caches ? store_past_caches(to, values, which) : store(to, values, which);
+}
+
 // Writes zeros past the caches.
 inline void zero_past_caches(void* to, size_t bytes) {
 #if defined(__SSE2__)

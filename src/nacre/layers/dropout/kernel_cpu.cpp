@@ -2,6 +2,7 @@
 #include "nacre/core/cpu_memory.h"
 #include "nacre/core/cpu_primitives.h"
 #include "nacre/core/cpu_random.h"
+#include "nacre/core/cpu_streams.h"
 
 #include <array>
 #include <vector>
@@ -29,13 +30,13 @@ auto mask_at(const Masks& masks, int64_t i) {
 // The elements from begin, a multiple of 4, to end. A dropped element is multiplied by 0, so that NaN and infinity show.
 // x, y: (N)
 template <class T, class A = Accumulator<T>>
-void mask_elements(const T* x, T* y, int64_t begin, int64_t end, const KeepMask& mask, A scale) {
+void mask_elements(const T* x, T* y, int64_t begin, int64_t end, const KeepMask& mask, A scale, bool stream) {
   const Vector<A> kept = Vector<A>{} + scale, dropped = {};
   const auto mask_group = [&](int64_t position, int64_t count) {
     const Masks masks = mask.from<group_vectors>(position);
     over_row<A>(count, [&](int64_t i, auto which) {
       const Vector<A> factor = mask_at<A>(masks, i) ? kept : dropped;
-      store(y + position + i, load(x + position + i, which) * factor, which);
+      put(y + position + i, load(x + position + i, which) * factor, which, stream);
     });
   };
   int64_t position = begin;
@@ -66,9 +67,11 @@ Tensor masked(const Tensor& input, const Tensor& seed, double p) {
     const T* from = static_cast<const T*>(x.const_data_ptr());
     T* to = static_cast<T*>(y.mutable_data_ptr());
     const int64_t count = x.numel(), groups = (count + group_size - 1) / group_size;
+    const bool stream = streams(to, count);
     in_parallel(groups, values_per_thread / group_size, [&](int64_t begin, int64_t end) {
       mask_elements<T>(from, to, begin * group_size, std::min(end * group_size, count), mask,
-                       static_cast<Accumulator<T>>(scale));
+                       static_cast<Accumulator<T>>(scale), stream);
+      if (stream) finish_past_caches();
     });
   });
   return input.is_contiguous() ? y : in_format_of(input, y, sizes);

@@ -1,6 +1,7 @@
 // LayerNorm: formula.py, with a row kept in cache between its passes. N rows of D features each.
 #include "nacre/core/cpu_memory.h"
 #include "nacre/core/cpu_primitives.h"
+#include "nacre/core/cpu_streams.h"
 
 #include <array>
 #include <cmath>
@@ -16,7 +17,8 @@ using Vectors = std::array<Vector<A>, N>;
 // The rounding of the first mean shows in the mean distance from it: that corrects both mean and variance.
 // x, y: (D); weight, bias: (D) or null
 template <class T, class A = Accumulator<T>>
-void normalise_row(const T* x, const A* weight, const A* bias, A eps, int64_t features, T* y, A* mean, A* rstd) {
+void normalise_row(const T* x, const A* weight, const A* bias, A eps, int64_t features, T* y, bool stream, A* mean,
+                   A* rstd) {
   const A size = static_cast<A>(features);
   const auto [sum] = sums_over_row<A, 1>(features, [&](int64_t i, auto which) {
     return Vectors<A, 1>{load(x + i, which)};
@@ -34,7 +36,7 @@ void normalise_row(const T* x, const A* weight, const A* bias, A eps, int64_t fe
     Vector<A> value = (load(x + i, which) - m) * r;
     if (weight) value *= load(weight + i, which);
     if (bias) value += load(bias + i, which);
-    store(y + i, value, which);
+    put(y + i, value, which, stream);
   });
 }
 
@@ -42,7 +44,7 @@ void normalise_row(const T* x, const A* weight, const A* bias, A eps, int64_t fe
 // g, x: (D); weight: (D) or null
 template <class T, class A = Accumulator<T>>
 void differentiate_row(const T* g, const T* x, const A* weight, A mean, A rstd, int64_t features, T* grad_x,
-                       A* grad_weight, A* grad_bias) {
+                       bool stream, A* grad_weight, A* grad_bias) {
   const A size = static_cast<A>(features);
   const auto n_at = [&](int64_t i, auto which) -> Vector<A> { return (load(x + i, which) - mean) * rstd; };
   const auto h_at = [&](int64_t i, auto which) -> Vector<A> {
@@ -56,7 +58,7 @@ void differentiate_row(const T* g, const T* x, const A* weight, A mean, A rstd, 
   });
   if (!grad_x) return;
   over_row<A>(features, [&, mean_h = sum_h / size, mean_hn = sum_hn / size](int64_t i, auto which) {
-    store(grad_x + i, rstd * (h_at(i, which) - mean_h - n_at(i, which) * mean_hn), which);
+    put(grad_x + i, rstd * (h_at(i, which) - mean_h - n_at(i, which) * mean_hn), which, stream);
   });
 }
 
@@ -108,10 +110,12 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const std::vecto
     const A *w_values = values<A>(w), *b_values = values<A>(b);   // (D) or null
     const int64_t features = shape.features;
     const int64_t rows_per_thread = std::max<int64_t>(values_per_thread / std::max<int64_t>(features, 1), 1);
+    const bool stream = streams_rows(y_rows, shape.rows, features);
     in_parallel(shape.rows, rows_per_thread, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row)
         normalise_row<T>(x_rows + row * features, w_values, b_values, static_cast<A>(eps), features,
-                         y_rows + row * features, means + row, rstds + row);
+                         y_rows + row * features, stream, means + row, rstds + row);
+      if (stream) finish_past_caches();
     });
   });
   return {y, mean, rstd};
@@ -151,6 +155,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
     const Scratch<A> bias_sums(needs[2] ? blocks.count * features : 0);
     A* weight_blocks = needs[1] ? weight_sums.get() : nullptr;                                     // (B, D) or null
     A* bias_blocks = needs[2] ? bias_sums.get() : nullptr;                                         // (B, D) or null
+    const bool stream = grad_rows && streams_rows(grad_rows, shape.rows, features);
     in_parallel(blocks.count, blocks.per_thread, [&](int64_t begin, int64_t end) {
       for (int64_t block = begin; block < end; ++block) {
         A* weight_sum = weight_blocks ? weight_blocks + block * features : nullptr;
@@ -159,8 +164,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
         if (bias_sum) std::fill(bias_sum, bias_sum + features, A(0));
         for (int64_t row = blocks.begin(block); row < blocks.end(block); ++row)
           differentiate_row<T>(g_rows + row * features, x_rows + row * features, w_values, means[row], rstds[row],
-                               features, grad_rows ? grad_rows + row * features : nullptr, weight_sum, bias_sum);
+                               features, grad_rows ? grad_rows + row * features : nullptr, stream, weight_sum, bias_sum);
       }
+      if (stream) finish_past_caches();
     });
     if (needs[1])
       add_blocks(weight_blocks, static_cast<A*>(grad_weight.mutable_data_ptr()), blocks.count, features);

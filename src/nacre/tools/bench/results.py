@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 TORCH, COMPILED, NACRE = SIDES = ("torch.nn", "torch.compile", "nacre")
+COPY = "copy"  # timed beside them for the bandwidth
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class Row:
         implementation: what nacre ran: kernels, formulas or both.
         flops: of matrix products, forward and backward.
         bytes: compulsory traffic, forward and backward.
-        limit: the least seconds that this machine needs for the two.
+        copy_bytes: bytes a second that copies read and write, measured in the same rounds.
+        limit: the least seconds that this machine needs for FLOPs and traffic.
         sides: what each side took, by its name.
     """
 
@@ -74,6 +76,7 @@ class Row:
     implementation: str
     flops: int
     bytes: int
+    copy_bytes: float
     limit: float
     sides: Mapping[str, Side]
 
@@ -188,7 +191,8 @@ class BenchReport:
         """Machine, ceilings and warnings in words, a line each."""
         ceilings = (
             f"limit: {self.ceilings.matrix_flops / 1e9:.0f} GFLOP/s in matrix products of {self.dtype},"
-            f" {self.ceilings.copy_bytes / 1e9:.1f} GB/s read and written in copies, both measured"
+            f" {self.ceilings.copy_bytes / 1e9:.1f} GB/s read and written in copies;"
+            " the limit of a case takes the copies measured beside it"
         )
         return [f"{self.machine}; {self.dtype}", ceilings, *(f"WARNING: {text}" for text in self.warnings)]
 

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from nacre.tools.bench.agreement import Judge
 from nacre.tools.bench.ceilings import measure_ceilings
 from nacre.tools.bench.machine import describe
 from nacre.tools.bench.measuring import measure
-from nacre.tools.bench.results import COMPILED, NACRE, SIDES, TORCH, Ceilings, Row, Side
+from nacre.tools.bench.results import COMPILED, COPY, NACRE, SIDES, TORCH, Ceilings, Row, Side
 from nacre.tools.bench.selection import DTYPES, Settings, selected
 from nacre.tools.bench.sides import Step, build, compiled, implementation
 from nacre.tools.table import call_of, shapes_of
@@ -78,6 +78,9 @@ def measured(
         timed = apart(time_case, spec, case, settings, frozenset(refused))
     except ChildProcessError as error:
         refused, ran, timed = {NACRE: Side(problem=str(error), wrong=True)}, "", {}
+    if COPY in timed:
+        # how much of its bandwidth a shared machine gives changes by the minute: the limit is that of these very rounds
+        ceilings = replace(ceilings, copy_bytes=2 * _copied_beside(settings) / timed[COPY].seconds)
     bill, shapes = apart(bill_of, spec, case, DTYPES[settings.dtype])
     flops, traffic = bill.flops + bill.backward_flops, bill.bytes + bill.backward_bytes
     sides = {**refused, **timed}
@@ -90,6 +93,7 @@ def measured(
         implementation=ran,
         flops=flops,
         bytes=traffic,
+        copy_bytes=ceilings.copy_bytes,
         limit=ceilings.seconds(flops, traffic),
         sides={name: sides[name] for name in SIDES if name in sides},
     )
@@ -124,10 +128,17 @@ def check_case(spec: LayerSpec, case: Case, settings: Settings) -> tuple[dict[st
 
 
 def time_case(spec: LayerSpec, case: Case, settings: Settings, refused: Collection[str]) -> dict[str, Side]:
-    """The times of the sides that were not refused."""
+    """The times of the sides that were not refused, and of a copy beside them."""
     steps, _ = _steps(spec, case, settings)
-    ready = {name: make() for name, make in steps.items() if name not in refused}
+    ready: dict[str, Callable[[], object]] = {name: make() for name, make in steps.items() if name not in refused}
+    if ready:
+        source, destination = torch.ones(2, max(_copied_beside(settings) // 4, 1))
+        ready[COPY] = lambda: destination.copy_(source)
     return measure(ready, settings.rounds, settings.seconds)
+
+
+def _copied_beside(settings: Settings) -> int:
+    return settings.copied_bytes // 4
 
 
 def _steps(spec: LayerSpec, case: Case, settings: Settings) -> tuple[dict[str, Callable[[], Step]], nn.Module]:
