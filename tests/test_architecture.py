@@ -18,7 +18,7 @@ FOLDERS = sorted(path for path in (PACKAGE / "layers").iterdir() if (path / "__i
 
 # each may import those to its right; the package itself and nacre.functional only gather public names
 LEVELS = ["cli", "tools", "applications", "blocks", "layers", "core"]
-SURFACE = {"nacre", "nacre.functional", "nacre.memory"}
+SURFACE = {"nacre", "nacre.functional", "nacre.memory", "nacre.threads"}
 
 # what a formula may import beside torch and Python's own modules, apart from files of its folder to which the same
 # applies: dropout masks are drawn in core, since a backward regenerates them and kernels must draw the same

@@ -1,6 +1,6 @@
 """nacre: neural-network layers with nothing hidden, drop-in for ``torch.nn``."""
 
-from nacre import functional, memory
+from nacre import functional, memory, threads
 from nacre.blocks import BLOCKS, ResidualBlock, TransformerBlock, TransformerEncoderLayer
 from nacre.layers import LAYERS
 from nacre.layers.activation import GELU, ReLU, Sigmoid, SiLU, Tanh
@@ -50,6 +50,7 @@ __all__ = [
     "SiLU",
     "Softmax",
     "Tanh",
+    "threads",
     "TransformerBlock",
     "TransformerEncoderLayer",
 ]

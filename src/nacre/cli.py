@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from nacre import __version__
+from nacre import __version__, threads
 from nacre.applications import command as train_command
 from nacre.tools.bench import command as bench_command
 from nacre.tools.convert import convert
@@ -77,6 +77,7 @@ def _layers(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    threads.share()
     return train_command.run(arguments, lambda model: convert(model, to="torch"))
 
 
@@ -87,6 +88,7 @@ def _bench(arguments: argparse.Namespace) -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     from nacre.tools.demo import demo
 
+    threads.share()
     steps = 30 if arguments.quick else arguments.steps
     return 0 if demo(arguments.out, source=arguments.data, steps=steps, seed=arguments.seed) else 1
 

@@ -142,12 +142,12 @@ def small(name: str, input: Any, below: int) -> bool:
 
     Args:
         name: the op's name, for :func:`nacre.explain`.
-        input: the input whose elements count, on a CPU.
+        input: the input whose elements count.
         below: the measured number of elements from which nacre's kernel is faster, Python's part included.
     """
-    if torch.compiler.is_compiling() or type(input) is not torch.Tensor or not input.is_cpu:
+    if type(input) is not torch.Tensor or input.numel() >= below or not _small_calls_to_torch:
         return False
-    if input.numel() >= below or not _small_calls_to_torch:
+    if torch.compiler.is_compiling():
         return False
     if recorders:
         record(name, "torch", f"under {below:,} values torch's own operator is faster")

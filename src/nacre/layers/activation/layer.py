@@ -9,6 +9,7 @@ from nacre.core.op import Op
 from nacre.layers.activation import formula
 
 _TORCH_BELOW = 65536
+_torchs_gelu = torch._C._nn.gelu  # what torch.nn.functional.gelu is
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _KERNELS = [
     Kernel(
@@ -241,7 +242,7 @@ def gelu(input: Tensor, *, approximate: str = "none") -> Tensor:
         tensor([-0.0036,  2.9964])
     """
     if small("gelu", input, _TORCH_BELOW):
-        return torch._C._nn.gelu(input, approximate=approximate)
+        return _torchs_gelu(input, approximate=approximate)
     if reason := unserved(input):
         return torch_instead("gelu", reason, torch.nn.functional.gelu, input, approximate=approximate)
     if approximate not in ("none", "tanh"):

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+import nacre.threads
 from nacre.tools.bench.children import environment, run_job
 from nacre.tools.bench.machine import CHANGING
 from nacre.tools.bench.results import NACRE, TORCH
@@ -40,14 +41,17 @@ class Setting:
     Args:
         name: as it is shown.
         environment: variables that are set before torch loads.
+        share: whether :func:`nacre.threads.share` is called first.
     """
 
     name: str
     environment: Mapping[str, str] = field(default_factory=dict)
+    share: bool = False
 
 
 SETTINGS = (
     Setting("torch's defaults"),
+    Setting("nacre.threads.share()", share=True),
     Setting("OMP_WAIT_POLICY=passive", {"OMP_WAIT_POLICY": "passive"}),
 )
 
@@ -99,6 +103,7 @@ def company(
         for setting in settings:
             for side in (TORCH, NACRE):
                 job = {"job": "company", "workload": workload, "layers": side, "seconds": seconds}
+                job["share"] = setting.share
                 quiet = _seconds(job, setting, threads)
                 with neighbour():
                     beside = _seconds(job, setting, threads)
@@ -119,8 +124,10 @@ def neighbour() -> Iterator[int]:
         process.wait()
 
 
-def seconds_of(workload: str, layers: str, seconds: float) -> float:
+def seconds_of(workload: str, layers: str, seconds: float, share: bool = False) -> float:
     """The median time of a step in this process."""
+    if share:
+        nacre.threads.share()
     step = WORKLOADS[workload](layers)
     for _ in range(3):
         step()

@@ -36,7 +36,7 @@ def jobs(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             ``"company"``; the others are its arguments.
     """
     if job["job"] == "company":
-        yield {"seconds": company.seconds_of(job["workload"], job["layers"], job["seconds"])}
+        yield {"seconds": company.seconds_of(job["workload"], job["layers"], job["seconds"], job["share"])}
         return
     settings = Settings(**{**job["settings"], "names": tuple(job["settings"]["names"])})
     if settings.threads is not None:
