@@ -13,8 +13,8 @@ fake tensors        the formula, or ``fake`` where a formula's loop would be slo
 every device        the choice: a kernel which serves the arguments, else the formula
 ==================  ==============================================================================================
 
-A plain call which a kernel serves skips the dispatcher: where no mode, transform, autocast, tracer or subclass of a tensor
-is about, only autograd and the choice have a say.
+A plain call which a kernel serves skips the dispatcher: where no mode, transform, autocast, tracer or subclass of a
+tensor is about, only autograd and the choice have a say.
 
 Kernels are implementations of the overload ``nacre::<name>.kernel`` (and ``<name>_backward.kernel``), which has the
 same schema: C++ adds ``STABLE_TORCH_LIBRARY_IMPL(nacre, CPU, m)``, Triton registers on ``CUDA``.
