@@ -35,16 +35,11 @@ CASES = [
 LIBRARIES = {"default": "baseline", "avx2": "avx2", "avx512": "avx512"}
 CAPABILITIES = {"AVX512": ["default", "avx2", "avx512"], "AVX2": ["default", "avx2"]}
 
-TESTS_OF_KERNELS = [
-    "test_native",
-    "test_cpu_math",
-    "layers/test_layer_norm",
-    "layers/test_activation_kernel",
-    "layers/test_softmax",
-    "layers/test_cross_entropy_kernel",
-    "layers/test_dropout",
-    "layers/test_embedding",
-]
+# in two halves, which two workers run side by side
+TESTS_OF_KERNELS = {
+    "shared": ["test_native", "test_cpu_math", "layers/test_layer_norm", "layers/test_softmax"],
+    "others": [f"layers/test_{name}" for name in ("activation_kernel", "cross_entropy_kernel", "dropout", "embedding")],
+}
 
 
 @pytest.fixture
@@ -133,14 +128,15 @@ def test_without_the_library_the_formulas_serve(found, monkeypatch):
     torch.testing.assert_close(output, torch.tensor([[-1.0, -1.0, 1.0, 1.0]]), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("file", TESTS_OF_KERNELS)
+@pytest.mark.parametrize("half", TESTS_OF_KERNELS)
 @pytest.mark.parametrize(
     "capability", CAPABILITIES.get(torch.backends.cpu.get_cpu_capability(), ["default"])[:-1] or ["default"]
 )
-def test_lesser_instruction_sets(capability, file, library):
+def test_lesser_instruction_sets(capability, half, library):
     """The kernels for older processors pass the same tests: torch, and nacre with it, is told that this is one."""
     process = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", f"tests/{file}.py"]
+        [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider"]
+        + [f"tests/{name}.py" for name in TESTS_OF_KERNELS[half]]
         + ["-k", "not lesser_instruction_sets and not compile"],
         cwd=ROOT,
         env={**os.environ, "ATEN_CPU_CAPABILITY": capability},
