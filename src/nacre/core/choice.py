@@ -54,6 +54,15 @@ class Kernel:
         return ""
 
 
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def cpp_kernel(requires: Mapping[str, Callable[..., bool]] | None = None) -> Kernel:
+    """A kernel in C++; each serves four dtypes of its first argument, and ``requires`` is what it asks for beside."""
+    dtypes = {"float32, float64, bfloat16 or float16": lambda first, *_: first.dtype in _FLOATS}
+    return Kernel(device="cpu", language="C++", requires={**dtypes, **(requires or {})})
+
+
 @dataclass(frozen=True)
 class Choice:
     """Which implementation ran, for which operator, and why."""
@@ -143,7 +152,7 @@ def small(name: str, input: Any, below: int) -> bool:
     Args:
         name: the op's name, for :func:`nacre.explain`.
         input: the input whose elements count.
-        below: the measured number of elements from which nacre's kernel is faster, Python's part included.
+        below: the number of elements from which nacre's kernel is taken, Python's part considered.
     """
     if type(input) is not torch.Tensor or input.numel() >= below or not _small_calls_to_torch:
         return False

@@ -1,11 +1,6 @@
 // The functions of cpu_math.h over arrays, for tests/test_cpu_math.py, which calls them with ctypes.
 #include "nacre/core/cpu_math.h"
-
-#if defined(_WIN32)
-#define NACRE_EXPORT extern "C" __declspec(dllexport)
-#else
-#define NACRE_EXPORT extern "C" __attribute__((visibility("default")))
-#endif
+#include "nacre/core/cpu_export.h"
 
 namespace nacre {
 namespace {

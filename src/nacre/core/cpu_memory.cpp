@@ -2,6 +2,7 @@
 // one is unused; a freed block is kept for the next request of its size, as long as all blocks together stay within the
 // limit. Blocks of 2 MiB and more are aligned to it and ask the kernel for huge pages, which fault 512 times less.
 #include "nacre/core/cpu_memory.h"
+#include "nacre/core/cpu_export.h"
 
 #include <algorithm>
 #include <atomic>
@@ -216,12 +217,6 @@ Tensor new_tensor(const Sizes& sizes, const Sizes& strides, ScalarType dtype) {
 }  // namespace nacre
 
 // ---- for memory.py, which calls them with ctypes
-
-#if defined(_WIN32)
-#define NACRE_EXPORT extern "C" __declspec(dllexport)
-#else
-#define NACRE_EXPORT extern "C" __attribute__((visibility("default")))
-#endif
 
 NACRE_EXPORT void nacre_memory_statistics(int64_t* values) { nacre::pool().statistics(values); }
 NACRE_EXPORT void nacre_memory_release() { nacre::pool().release(); }

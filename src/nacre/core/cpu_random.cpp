@@ -1,11 +1,6 @@
 // The words of cpu_random.h at any place of their sequence, for tests, which compare them with published ones.
 #include "nacre/core/cpu_random.h"
-
-#if defined(_WIN32)
-#define NACRE_EXPORT extern "C" __declspec(dllexport)
-#else
-#define NACRE_EXPORT extern "C" __attribute__((visibility("default")))
-#endif
+#include "nacre/core/cpu_export.h"
 
 // Writes the `count` words from the first one of `block` on, two vectors at a time or four.
 NACRE_EXPORT void nacre_random_words(int64_t seed, uint64_t block, int64_t count, bool four, uint32_t* words) {

@@ -71,7 +71,7 @@ struct Slices {
   // Whether rows written to `to` go past the cache: they are many, and all are aligned.
   template <class T>
   bool stream_rows(const T* to) const {
-    return size % lanes<Accumulator<T>> == 0 && streams(to, values());
+    return streams_rows(to, outer * inner, size);
   }
 
   // D rows of a tile take no more than 256 KiB where D allows it, and each is as long a run of memory as it can be.

@@ -18,6 +18,12 @@ inline bool streams(const T* to, int64_t count) {
   return count * static_cast<int64_t>(sizeof(T)) > bytes_in_caches && reinterpret_cast<uintptr_t>(to) % vector_bytes == 0;
 }
 
+// The same for rows that are stored one by one: each has to begin where a vector does.
+template <class T>
+inline bool streams_rows(const T* to, int64_t rows, int64_t size) {
+  return size % lanes<Accumulator<T>> == 0 && streams(to, rows * size);
+}
+
 // Stores whole vectors past the caches, to an address aligned to what is stored, and the rest as ever.
 template <class T, class Lanes>
 inline void store_past_caches(T* to, Vector<Accumulator<T>> values, Lanes which) {
@@ -32,12 +38,6 @@ inline void store_past_caches(T* to, Vector<Accumulator<T>> values, Lanes which)
   }
 #endif
   write<T>(to, stored, which);
-}
-
-// The same for rows that are stored one by one: each has to begin where a vector does.
-template <class T>
-inline bool streams_rows(const T* to, int64_t rows, int64_t size) {
-  return size % lanes<Accumulator<T>> == 0 && streams(to, rows * size);
 }
 
 // Stores past the caches where asked, else as ever.

@@ -4,19 +4,14 @@ import torch
 from torch import Tensor
 
 from nacre.core import check
-from nacre.core.choice import Kernel, small, torch_instead, unserved
+from nacre.core.choice import cpp_kernel, small, torch_instead, unserved
 from nacre.core.op import Op
 from nacre.layers.activation import formula
 
 _TORCH_BELOW = 65536
 _torchs_gelu = torch._C._nn.gelu  # what torch.nn.functional.gelu is
-_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _KERNELS = [
-    Kernel(
-        device="cpu",
-        language="C++",
-        requires={"float32, float64, bfloat16 or float16": lambda input, *_: input.dtype in _FLOATS},
-    )
+    cpp_kernel(),
 ]
 
 _gelu = Op(

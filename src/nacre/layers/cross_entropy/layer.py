@@ -3,11 +3,9 @@
 import torch
 from torch import Tensor
 
-from nacre.core.choice import Kernel, torch_instead, unserved
+from nacre.core.choice import cpp_kernel, torch_instead, unserved
 from nacre.core.op import Op
 from nacre.layers.cross_entropy import formula, targets
-
-_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 _op = Op(
     "cross_entropy(Tensor input, Tensor target, Tensor? weight, str reduction, SymInt ignore_index,"
@@ -18,16 +16,13 @@ _op = Op(
     gradients=("input", "target", "weight"),
     autocast={"cpu": "float32", "cuda": "float32"},
     kernels=[
-        Kernel(
-            device="cpu",
-            language="C++",
-            requires={
-                "float32, float64, bfloat16 or float16": lambda input, *_: input.dtype in _FLOATS,
+        cpp_kernel(
+            {
                 "class indices": lambda _, target, *__: not target.is_floating_point(),
                 "class weights of the logits' dtype, without a gradient": lambda input, _, weight, *__: (
                     weight is None or (weight.dtype is input.dtype and not weight.requires_grad)
                 ),
-            },
+            }
         ),
     ],
 )

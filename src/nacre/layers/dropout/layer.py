@@ -7,12 +7,10 @@ import torch
 from torch import Tensor
 
 from nacre.core import check
-from nacre.core.choice import Kernel, torch_instead, unserved
+from nacre.core.choice import cpp_kernel, torch_instead, unserved
 from nacre.core.op import Op
 from nacre.core.random import new_seed
 from nacre.layers.dropout import formula
-
-_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def _fake(tensor: Tensor, seed: Tensor, p: float, needs: Sequence[bool] = ()) -> Tensor:
@@ -29,13 +27,7 @@ _op = Op(
     fake=_fake,
     fake_backward=_fake,
     kernels=[
-        Kernel(
-            device="cpu",
-            language="C++",
-            requires={
-                "float32, float64, bfloat16 or float16": lambda input, *_: input.dtype in _FLOATS,
-            },
-        ),
+        cpp_kernel(),
     ],
 )
 

@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from nacre.core import check
-from nacre.core.choice import Kernel, torch_instead, unserved
+from nacre.core.choice import cpp_kernel, torch_instead, unserved
 from nacre.core.op import Op
 from nacre.layers.embedding import formula
 
 _INDICES = (torch.int64, torch.int32)
-_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def _naming_the_index(lookup: Callable[..., Any]) -> Callable[..., Any]:
@@ -39,13 +38,10 @@ _op = Op(
     gradients=("weight",),
     explained=_naming_the_index,
     kernels=[
-        Kernel(
-            device="cpu",
-            language="C++",
-            requires={
-                "float32, float64, bfloat16 or float16": lambda weight, *_: weight.dtype in _FLOATS,
+        cpp_kernel(
+            {
                 "a dense gradient": lambda *arguments: not arguments[-1],
-            },
+            }
         ),
     ],
 )

@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 
 from nacre.core import check
-from nacre.core.choice import Kernel, small, torch_instead, unserved
+from nacre.core.choice import cpp_kernel, small, torch_instead, unserved
 from nacre.core.op import Op
 from nacre.layers.layer_norm import formula
 
 _TORCH_BELOW = 65536
-_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 _op = Op(
     "layer_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight, Tensor? bias, float eps)"
@@ -22,13 +21,7 @@ _op = Op(
     gradients=("input", "weight", "bias"),
     autocast={"cuda": "float32"},
     kernels=[
-        Kernel(
-            device="cpu",
-            language="C++",
-            requires={
-                "float32, float64, bfloat16 or float16": lambda input, *_: input.dtype in _FLOATS,
-            },
-        ),
+        cpp_kernel(),
     ],
 )
 

@@ -7,21 +7,14 @@ import torch
 from torch import Tensor
 
 from nacre.core import check
-from nacre.core.choice import Kernel, small, torch_instead, unserved
+from nacre.core.choice import cpp_kernel, small, torch_instead, unserved
 from nacre.core.op import Op
 from nacre.layers.softmax import formula
 from nacre.layers.softmax.cost import implicit_dim
 
 _TORCH_BELOW = 65536
 _AUTOCAST = {"cuda": "float32", "xpu": "float32", "mps": "float32"}
-_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_KERNELS = (
-    Kernel(
-        device="cpu",
-        language="C++",
-        requires={"float32, float64, bfloat16 or float16": lambda input, *_: input.dtype in _FLOATS},
-    ),
-)
+_KERNELS = (cpp_kernel(),)
 
 _softmax = Op(
     "softmax(Tensor input, int dim) -> Tensor output",
