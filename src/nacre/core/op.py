@@ -101,7 +101,10 @@ class Op:
         saved: what the backward needs, by name: arguments, outputs, intermediates. Where intermediates are among
             them they must follow from the saved tensors and the arguments which are not tensors, so that a double
             backward can compute them anew: a tensor argument that is not saved is None then.
-        gradients: the arguments which have a gradient.
+        gradients: the arguments whose gradient the backward computes.
+        passes: arguments with the output, or the other argument, whose gradient is theirs too, unchanged and without a
+            copy: those of a sum have the gradient of the sum. Of an argument that is among ``gradients`` as well this
+            holds where the backward gives None though its gradient is needed.
         outputs: how many of the schema's outputs are results rather than intermediates.
         autocast: per device type what autocast does with floating-point arguments, as torch does for the same
             layer: ``"lower"`` casts to the autocast dtype, ``"float32"`` casts to float32, absent leaves them.
@@ -120,6 +123,7 @@ class Op:
         backward: Callable[..., Any],
         saved: Sequence[str],
         gradients: Sequence[str],
+        passes: Mapping[str, str] | None = None,
         outputs: int = 1,
         autocast: Mapping[str, str] | None = None,
         autocast_keeps: Sequence[str] = (),
@@ -141,6 +145,8 @@ class Op:
         self._keeps = tuple(name in autocast_keeps for name in self.arguments)
         self._saved_at = {name: index for index, name in enumerate(self.saved)}
         self._gradient_at = tuple(self.arguments.index(name) for name in self.gradients)
+        places = self.returns[:outputs] + self.arguments
+        self._passes = tuple((self.arguments.index(to), places.index(of)) for to, of in (passes or {}).items())
 
         kinds = arguments | returns
         grads = [f"{'Tensor' if outputs == 1 else 'Tensor?'} grad_{name}" for name in self.returns[:outputs]]
@@ -297,6 +303,9 @@ class Op:
                 found = op._backward(*grads, *saved, needs)
             for index, gradient in zip(op._gradient_at, (found,) if len(op.gradients) == 1 else found, strict=True):
                 gradients[1 + index] = gradient
+            for index, place in op._passes:
+                if gradients[1 + index] is None and ctx.needs_input_grad[1 + index]:
+                    gradients[1 + index] = (*grads, *gradients[1:])[place]
             return tuple(gradients)
 
         members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
