@@ -171,10 +171,11 @@ class Op:
         _library.impl(f"{self.name}_backward", self._dispatched_backward, "CompositeExplicitAutograd")
         _library.impl(self.name, self._formula, "FuncTorchBatched")
         _library.impl(f"{self.name}_backward", self._formula_backward, "FuncTorchBatched")
-        torch.library.register_fake(f"nacre::{self.name}", fake or self._formula_apart, lib=_library)
-        torch.library.register_fake(
-            f"nacre::{self.name}_backward", fake_backward or self._formula_backward_apart, lib=_library
-        )
+        for name, traced in (
+            (self.name, fake or self._formula),
+            (f"{self.name}_backward", fake_backward or self._formula_backward),
+        ):
+            torch.library.register_fake(f"nacre::{name}", _make_apart(traced), lib=_library)
         for device, policy in (autocast or {}).items():
             _library.impl(self.name, self._make_autocast(device, policy), _AUTOCAST_KEYS[device])
 
@@ -346,6 +347,10 @@ class Op:
                 )
 
         return autocast
+
+
+def _make_apart(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *arguments: _apart(function(*arguments), arguments)
 
 
 def _apart(results: Any, arguments: Sequence[Any]) -> Any:

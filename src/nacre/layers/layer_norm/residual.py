@@ -11,6 +11,7 @@ from nacre.core.choice import cpp_kernel, small
 from nacre.core.op import Op
 from nacre.core.random import dropout_seed
 from nacre.layers.layer_norm import residual_formula
+from nacre.layers.layer_norm.layer import validate
 
 _TORCH_BELOW = 65536
 
@@ -80,6 +81,7 @@ def residual_dropout_layer_norm(
     """
     check.probability("dropout", p)
     normalized_shape = tuple(normalized_shape)
+    validate(residual, normalized_shape, weight, bias)
     seed = dropout_seed(branch, p, training)
     if seed is None:
         if small("residual_dropout_layer_norm", branch, _TORCH_BELOW):

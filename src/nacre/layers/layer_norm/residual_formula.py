@@ -46,14 +46,10 @@ def backward(grads: tuple[Tensor | None, ...], saved: tuple, needs: list[bool]) 
         _, of_norm = formula.forward(s, normalized_shape, weight, None, eps)
         norm_needs = [needs[0] or needs[1], needs[2], needs[3]]
         grad_sum, grad_weight, grad_bias = formula.backward(g, of_norm, norm_needs)
-    if not (needs[0] or needs[1]):
-        return None, None, grad_weight, grad_bias
     if e is not None:
-        e = e.clone(memory_format=torch.contiguous_format)
+        e = e.contiguous()
         grad_sum = e if grad_sum is None else e + grad_sum
-    grad_residual = grad_sum if needs[0] else None
-    if seed is not None:
-        grad_branch = masked(grad_sum, seed, p) if needs[1] else None
-    else:
-        grad_branch = None if needs[0] else grad_sum  # the residual's is the branch's too
-    return grad_residual, grad_branch, grad_weight, grad_bias
+    # without dropout the residual's gradient is the branch's too
+    of_branch = needs[1] and (seed is not None or not needs[0])
+    grad_branch = masked(grad_sum, seed, p) if of_branch and grad_sum is not None else None
+    return grad_sum if needs[0] else None, grad_branch, grad_weight, grad_bias
