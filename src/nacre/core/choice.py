@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,13 +54,18 @@ class Kernel:
         return ""
 
 
-_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def cpp_kernel(requires: Mapping[str, Callable[..., bool]] | None = None) -> Kernel:
-    """A kernel in C++; each serves four dtypes of its first argument, and ``requires`` is what it asks for beside."""
-    dtypes = {"float32, float64, bfloat16 or float16": lambda first, *_: first.dtype in _FLOATS}
-    return Kernel(device="cpu", language="C++", requires={**dtypes, **(requires or {})})
+def cpp_kernel(
+    requires: Mapping[str, Callable[..., bool]] | None = None, dtypes: Sequence[torch.dtype] = FLOATS
+) -> Kernel:
+    """A kernel in C++ for these dtypes of its first argument; ``requires`` is what it asks for beside."""
+    names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
+    words = f"{', '.join(names[:-1])} or {names[-1]}"
+    return Kernel(
+        device="cpu", language="C++", requires={words: lambda first, *_: first.dtype in dtypes, **(requires or {})}
+    )
 
 
 @dataclass(frozen=True)
@@ -146,18 +151,20 @@ def kernels_at_any_size() -> Iterator[None]:
         _small_calls_to_torch = before
 
 
-def small(name: str, input: Any, below: int) -> bool:
+def small(name: str, input: Any, below: int, size: int | None = None, unit: str = "values") -> bool:
     """Whether a call is so small that torch's own operator, which autograd knows without Python's help, is faster.
 
     Args:
         name: the op's name, for :func:`nacre.explain`.
-        input: the input whose elements count.
-        below: the number of elements from which nacre's kernel is taken, Python's part considered.
+        input: the first input.
+        below: the size from which nacre's kernel is taken, Python's part considered.
+        size: how large the call is. Default: the number of the input's elements.
+        unit: what is counted.
     """
-    if type(input) is not torch.Tensor or input.numel() >= below or not _small_calls_to_torch:
+    if type(input) is not torch.Tensor or not _small_calls_to_torch:
         return False
-    if torch.compiler.is_compiling():
+    if (input.numel() if size is None else size) >= below or torch.compiler.is_compiling():
         return False
     if recorders:
-        record(name, "torch", f"under {below:,} values torch's own operator is faster")
+        record(name, "torch", f"under {below:,} {unit} torch's own operator is faster")
     return True
