@@ -38,7 +38,10 @@ CAPABILITIES = {"AVX512": ["default", "avx2", "avx512"], "AVX2": ["default", "av
 # in two halves, which two workers run side by side
 TESTS_OF_KERNELS = {
     "shared": ["test_native", "test_cpu_math", "layers/test_layer_norm", "layers/test_softmax"],
-    "others": [f"layers/test_{name}" for name in ("activation_kernel", "cross_entropy_kernel", "dropout", "embedding")],
+    "others": [
+        f"layers/test_{name}"
+        for name in ("activation_kernel", "cross_entropy_kernel", "dropout", "embedding", "linear_kernel")
+    ],
 }
 
 

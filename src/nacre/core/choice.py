@@ -151,20 +151,27 @@ def kernels_at_any_size() -> Iterator[None]:
         _small_calls_to_torch = before
 
 
-def small(name: str, input: Any, below: int, size: int | None = None, unit: str = "values") -> bool:
+def small(name: str, input: Any, below: int) -> bool:
     """Whether a call is so small that torch's own operator, which autograd knows without Python's help, is faster.
 
     Args:
         name: the op's name, for :func:`nacre.explain`.
-        input: the first input.
-        below: the size from which nacre's kernel is taken, Python's part considered.
-        size: how large the call is. Default: the number of the input's elements.
-        unit: what is counted.
+        input: the input whose elements count.
+        below: the number of elements from which nacre's kernel is taken, Python's part considered.
     """
-    if type(input) is not torch.Tensor or not _small_calls_to_torch:
-        return False
-    if (input.numel() if size is None else size) >= below or torch.compiler.is_compiling():
+    return type(input) is torch.Tensor and input.numel() < below and torch_is_ahead(name, input, f"{below:,} values")
+
+
+def torch_is_ahead(name: str, input: Any, under: str) -> bool:
+    """Whether a call under a size from which nacre's kernel is faster is left to torch's own operator.
+
+    Args:
+        name: the op's name, for :func:`nacre.explain`.
+        input: the first input.
+        under: that size, in words.
+    """
+    if type(input) is not torch.Tensor or not _small_calls_to_torch or torch.compiler.is_compiling():
         return False
     if recorders:
-        record(name, "torch", f"under {below:,} {unit} torch's own operator is faster")
+        record(name, "torch", f"under {under} torch's own operator is faster")
     return True

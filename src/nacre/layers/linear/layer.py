@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nacre.core import check
-from nacre.core.choice import FLOATS, cpp_kernel, small, torch_instead, unserved
+from nacre.core.choice import FLOATS, cpp_kernel, torch_instead, torch_is_ahead, unserved
 from nacre.core.op import Op
 from nacre.layers.linear import formula
 
@@ -17,16 +17,7 @@ _op = Op(
     saved=("input", "weight"),
     gradients=("input", "weight", "bias"),
     autocast={"cpu": "lower", "cuda": "lower", "xpu": "lower", "mps": "lower"},
-    kernels=[
-        cpp_kernel(
-            {
-                "2 features in and 8 features out, or more": lambda input, weight, bias: (
-                    weight.shape[1] >= 2 and weight.shape[0] >= 8
-                )
-            },
-            dtypes=(torch.float32, torch.float64),
-        )
-    ],
+    kernels=[cpp_kernel(dtypes=(torch.float32, torch.float64))],
 )
 
 _TORCH_BELOW = 1 << 23  # multiply-adds
@@ -96,9 +87,17 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if reason := unserved(input, weight, bias) or _unusual(weight, bias):
             return torch_instead("linear", reason, torch.nn.functional.linear, input, weight, bias)
         _validate(input, weight, bias)
-    elif small("linear", input, _TORCH_BELOW, input.numel() * weight.shape[0], "multiply-adds"):
+    elif (under := _short_of(input, weight)) and torch_is_ahead("linear", input, under):
         return torch.nn.functional.linear(input, weight, bias)
     return _op(input, weight, bias)
+
+
+def _short_of(input: Tensor, weight: Tensor) -> str:
+    """The size that a call lacks to be faster by nacre's kernel; empty when it lacks nothing."""
+    out_features, in_features = weight.shape
+    if input.numel() * out_features < _TORCH_BELOW:
+        return f"{_TORCH_BELOW:,} multiply-adds"
+    return "8 features out and 2 features in" if out_features < 8 or in_features < 2 else ""
 
 
 def _fits(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
