@@ -96,7 +96,7 @@ def test_kernel_and_formula_agree(spec, case, dtype, library, monkeypatch):
     for other in (torchs, formulas):
         for one, two, exact in zip(tensors(ours), tensors(other), tensors(judge), strict=True):
             assert_as_good_as_torch(one, two, exact, dtype, f"{spec.name}, {case.name}")
-            assert one.stride() == two.stride()
+            assert one.numel() == 0 or one.stride() == two.stride()
 
 
 @pytest.mark.usual_algorithms
