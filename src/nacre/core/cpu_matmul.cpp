@@ -94,7 +94,10 @@ void multiply_tile(const A* left, int64_t row_stride, int64_t depth_stride, int6
                    int64_t columns, bool add, A* out, int64_t out_stride) {
   Vector<A> sums[rows][vectors] = {};
   const A* row_values[rows];
-  for (int64_t r = 0; r < rows; ++r) row_values[r] = left + r * row_stride;
+  for (int64_t r = 0; r < rows; ++r) {
+    row_values[r] = left + r * row_stride;
+    for (int64_t v = 0; v < vectors; ++v) __builtin_prefetch(out + r * out_stride + v * lanes<A>, 1);  // for the end
+  }
   for (int64_t k = 0, at = 0; k < depth; ++k, at += depth_stride, panel += vectors * lanes<A>) {
     Vector<A> factors[vectors];
 #pragma GCC unroll 4

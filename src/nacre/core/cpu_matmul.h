@@ -134,7 +134,7 @@ struct Product {
       Scratch<A> tiles(in_place ? 0 : packed_rows(rows) * depth + lanes<A>);
       if (!in_place) pack_tiles(left, rows, depth, tiles.get(), first == 0 ? row_sums : nullptr);
       for (int64_t panel = 0; panel < own.count; ++panel) {
-        const int64_t n = first + own.begin(panel), n_end = std::min(n + own.size(panel), last);
+        const int64_t n = first + own.begin(panel), n_end = std::min(first + own.begin(panel + 1), last);
         for (int64_t part = 0; part < depths.count; ++part) {
           const int64_t k = depths.begin(part), steps = depths.begin(part + 1) - k;
           pack_panels(right.at(k, n), steps, n_end - n, packed.get());
@@ -146,49 +146,70 @@ struct Product {
     });
   }
 
-  // Many rows: all threads pack a part of the right factor, then each multiplies its own rows with it.
+  // Many rows: all threads pack a portion of the right factor, then each multiplies its own rows with it.
   void by_rows() const {
     const int64_t panel_bytes = std::max<int64_t>(depths.largest(), 1) * panel_vectors * vector_bytes;
-    const Parts at_once(panels.count, std::max<int64_t>(packed_bytes / panel_bytes, 1));
-    Scratch<A> packed(at_once.largest() * panel_bytes / sizeof(A));
-    for (int64_t some = 0; some < at_once.count; ++some)
-      for (int64_t part = 0; part < depths.count; ++part) {
-        const int64_t first = at_once.begin(some), last = at_once.begin(some + 1);
-        pack_right(part, first, last, packed.get());
-        const int64_t steps = depths.begin(part + 1) - depths.begin(part);
-        const int64_t tile_work = tile_rows * steps * (panels.begin(last) - panels.begin(first));
+    const Parts panel_groups(panels.count, std::max<int64_t>(packed_bytes / panel_bytes, 1));
+    const int64_t all_panels_bytes = std::max<int64_t>(panels.count, 1) * panel_bytes;
+    const Parts depth_groups(depths.count, std::max<int64_t>(packed_bytes / all_panels_bytes, 1));
+    const Scratch<A> packed(panel_groups.largest() * depth_groups.largest() * panel_bytes / sizeof(A));
+    for (int64_t i = 0; i < panel_groups.count; ++i)
+      for (int64_t j = 0; j < depth_groups.count; ++j) {
+        const Portion portion{panel_groups.begin(i), panel_groups.begin(i + 1), depth_groups.begin(j),
+                              depth_groups.begin(j + 1), packed.get()};
+        pack(portion);
+        const int64_t tile_work = tile_rows * depth * (panels.begin(portion.panel_end) - panels.begin(portion.panel));
         const int64_t per_thread = Parts(multiply_adds_per_thread, std::max<int64_t>(tile_work, 1)).count;
         in_parallel(packed_rows(rows) / tile_rows, per_thread, [&](int64_t from, int64_t to) {
-          multiply_rows(from * tile_rows, std::min(to * tile_rows, rows), part, first, last, packed.get());
+          multiply_rows(portion, from * tile_rows, std::min(to * tile_rows, rows));
         });
       }
   }
 
  private:
-  static int64_t packed_rows(int64_t rows) { return (rows + tile_rows - 1) / tile_rows * tile_rows; }
+  // Panels and parts of the depth, and where they are packed: part after part, and in each panel after panel.
+  struct Portion {
+    int64_t panel, panel_end, part, part_end;
+    A* packed;
+  };
 
-  void pack_right(int64_t part, int64_t first, int64_t last, A* packed) const {
-    const int64_t k = depths.begin(part), steps = depths.begin(part + 1) - k;
-    const int64_t per_thread = Parts(values_per_thread, std::max<int64_t>(steps * panel_vectors * lanes<A>, 1)).count;
-    in_parallel(last - first, per_thread, [&](int64_t from, int64_t to) {
-      pack_panels(right.at(k, 0), steps, columns, first + from, first + to,
-                  packed + (panels.begin(first + from) - panels.begin(first)) * steps);
-    });
+  static int64_t packed_rows(int64_t rows) { return (rows + tile_rows - 1) / tile_rows * tile_rows; }
+  int64_t steps(int64_t part) const { return depths.begin(part + 1) - depths.begin(part); }
+
+  A* place(const Portion& portion, int64_t part, int64_t panel) const {
+    const int64_t first = panels.begin(portion.panel), width = panels.begin(portion.panel_end) - first;
+    return portion.packed + (depths.begin(part) - depths.begin(portion.part)) * width +
+           (panels.begin(panel) - first) * steps(part);
   }
 
-  void multiply_rows(int64_t begin, int64_t end, int64_t part, int64_t first, int64_t last, const A* packed) const {
-    const int64_t k = depths.begin(part), steps = depths.begin(part + 1) - k;
-    Scratch<A> tiles(in_place ? 0 : row_block * steps + lanes<A>);
+  void pack(const Portion& portion) const {
+    const int64_t panels_each = portion.panel_end - portion.panel;
+    const int64_t values = std::max<int64_t>(depths.largest(), 1) * panel_vectors * lanes<A>;
+    in_parallel((portion.part_end - portion.part) * panels_each, Parts(values_per_thread, values).count,
+                [&](int64_t from, int64_t to) {
+                  for (int64_t i = from; i < to; ++i) {
+                    const int64_t part = portion.part + i / panels_each, panel = portion.panel + i % panels_each;
+                    pack_panels(right.at(depths.begin(part), 0), steps(part), columns, panel, panel + 1,
+                                place(portion, part, panel));
+                  }
+                });
+  }
+
+  void multiply_rows(const Portion& portion, int64_t begin, int64_t end) const {
+    const Scratch<A> tiles(in_place ? 0 : row_block * depths.largest() + lanes<A>);
     for (int64_t m = begin; m < end; m += row_block) {
       const int64_t m_end = std::min(m + row_block, end);
-      A* sums = first == 0 && row_sums ? row_sums + m : nullptr;
-      if (!in_place) pack_tiles(left.at(m, k), m_end - m, steps, tiles.get(), sums, part > 0);
-      const Rows<A> block = in_place ? Rows<A>(left.at(m, k)) : Rows<A>(tiles.get(), steps);
-      for (int64_t panel = first; panel < last; ++panel) {
-        const int64_t n = panels.begin(panel), n_end = std::min(n + panels.size(panel), columns);
-        multiply_panel(block, m_end - m, steps, packed + (n - panels.begin(first)) * steps, n_end - n, part > 0,
-                       out + m * out_stride + n, out_stride);
-        if (part + 1 == depths.count) finish(m, m_end, n, n_end);
+      for (int64_t part = portion.part; part < portion.part_end; ++part) {
+        const Matrix<A> here = left.at(m, depths.begin(part));
+        A* sums = portion.panel == 0 && row_sums ? row_sums + m : nullptr;
+        if (!in_place) pack_tiles(here, m_end - m, steps(part), tiles.get(), sums, part > 0);
+        const Rows<A> block = in_place ? Rows<A>(here) : Rows<A>(tiles.get(), steps(part));
+        for (int64_t panel = portion.panel; panel < portion.panel_end; ++panel) {
+          const int64_t n = panels.begin(panel), n_end = std::min(panels.begin(panel + 1), columns);
+          multiply_panel(block, m_end - m, steps(part), place(portion, part, panel), n_end - n, part > 0,
+                         out + m * out_stride + n, out_stride);
+          if (part + 1 == depths.count) finish(m, m_end, n, n_end);
+        }
       }
     }
   }
