@@ -115,7 +115,10 @@ class Op:
         saved: what the backward needs, by name: arguments, outputs, intermediates. Where intermediates are among
             them they must follow from the saved tensors and the arguments which are not tensors, so that a double
             backward can compute them anew: a tensor argument that is not saved is None then.
-        gradients: the arguments which have a gradient.
+        gradients: the arguments whose gradient the backward computes.
+        passes: arguments with the output, or the other argument, whose gradient is theirs too, unchanged and without a
+            copy: those of a sum have the gradient of the sum. Of an argument that is among ``gradients`` as well this
+            holds where the backward gives None though its gradient is needed.
         outputs: how many of the schema's outputs are results rather than intermediates.
         autocast: per device type what autocast does with floating-point arguments, as torch does for the same
             layer: ``"lower"`` casts to the autocast dtype, ``"float32"`` casts to float32, absent leaves them.
@@ -134,6 +137,7 @@ class Op:
         backward: Callable[..., Any],
         saved: Sequence[str],
         gradients: Sequence[str],
+        passes: Mapping[str, str] | None = None,
         outputs: int = 1,
         autocast: Mapping[str, str] | None = None,
         autocast_keeps: Sequence[str] = (),
@@ -155,6 +159,8 @@ class Op:
         self._keeps = tuple(name in autocast_keeps for name in self.arguments)
         self._saved_at = {name: index for index, name in enumerate(self.saved)}
         self._gradient_at = tuple(self.arguments.index(name) for name in self.gradients)
+        places = self.returns[:outputs] + self.arguments
+        self._passes = tuple((self.arguments.index(to), places.index(of)) for to, of in (passes or {}).items())
 
         kinds = arguments | returns
         grads = [f"{'Tensor' if outputs == 1 else 'Tensor?'} grad_{name}" for name in self.returns[:outputs]]
@@ -181,10 +187,11 @@ class Op:
         _library.impl(f"{self.name}_backward", self._dispatched_backward, "CompositeExplicitAutograd")
         _library.impl(self.name, self._formula, "FuncTorchBatched")
         _library.impl(f"{self.name}_backward", self._formula_backward, "FuncTorchBatched")
-        torch.library.register_fake(f"nacre::{self.name}", fake or self._formula_apart, lib=_library)
-        torch.library.register_fake(
-            f"nacre::{self.name}_backward", fake_backward or self._formula_backward_apart, lib=_library
-        )
+        for name, traced in (
+            (self.name, fake or self._formula),
+            (f"{self.name}_backward", fake_backward or self._formula_backward),
+        ):
+            torch.library.register_fake(f"nacre::{name}", _make_apart(traced), lib=_library)
         for device, policy in (autocast or {}).items():
             _library.impl(self.name, self._make_autocast(device, policy), _AUTOCAST_KEYS[device])
 
@@ -314,6 +321,9 @@ class Op:
                 found = op._backward(*grads, *saved, needs)
             for index, gradient in zip(op._gradient_at, (found,) if len(op.gradients) == 1 else found, strict=True):
                 gradients[1 + index] = gradient
+            for index, place in op._passes:
+                if gradients[1 + index] is None and ctx.needs_input_grad[1 + index]:
+                    gradients[1 + index] = (*grads, *gradients[1:])[place]
             return tuple(gradients)
 
         members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
@@ -354,6 +364,10 @@ class Op:
                 )
 
         return autocast
+
+
+def _make_apart(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *arguments: _apart(function(*arguments), arguments)
 
 
 def _apart(results: Any, arguments: Sequence[Any]) -> Any:
