@@ -26,7 +26,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch._C import (
+    _any_requires_grad,
+    _are_functorch_transforms_active,
+    _get_tracing_state,
+    _is_any_autocast_enabled,
+    _len_torch_dispatch_stack,
+    _len_torch_function_stack,
+)
+from torch._C._functorch import is_dead_tensor_wrapper  # type: ignore[attr-defined]
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 from nacre.core.choice import Kernel, record, recorders
 
@@ -66,17 +76,21 @@ def _unobserved(arguments: Sequence[Any]) -> bool:
     ask each of them in turn, has nothing to say, and a small call takes half the time without it.
     """
     if (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or torch._C._are_functorch_transforms_active()
+        is_compiling()
+        or _len_torch_dispatch_stack()
+        or _len_torch_function_stack()
+        or _are_functorch_transforms_active()
         or forward_ad._current_level >= 0
-        or torch._C._is_any_autocast_enabled()
-        or torch._C._get_tracing_state() is not None
+        or _is_any_autocast_enabled()
+        or _get_tracing_state() is not None
     ):
         return False
     for value in arguments:  # a loop, since a generator takes twice as long
-        if isinstance(value, torch.Tensor) and type(value) not in _PLAIN:
+        kind = type(value)
+        if kind in _PLAIN:
+            if is_dead_tensor_wrapper(value):  # what a transform left behind
+                return False
+        elif isinstance(value, torch.Tensor):
             return False
     return True
 
@@ -165,6 +179,8 @@ class Op:
         self._backward_kernel = getattr(torch.ops.nacre, f"{self.name}_backward").kernel
 
         self._function = self._make_function()
+        # what Function.apply comes to where no transform is active, which is known by then
+        self._apply = super(torch.autograd.Function, self._function).apply  # type: ignore[misc]
         OPS[self.name] = self
         _library.impl(self.name, self._autograd, "Autograd", with_keyset=True)
         _library.impl(self.name, self._dispatched, "CompositeExplicitAutograd")
@@ -184,10 +200,10 @@ class Op:
         kernel, reason = self.choose(*arguments) if _unobserved(arguments) else (None, "")
         if kernel is None:
             results = self.operator(*arguments)
-        elif torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+        elif torch.is_grad_enabled() and _any_requires_grad(*arguments):
             if recorders:
                 record(self.name, f"{kernel.language} kernel", reason)
-            results = self._function.apply(self._kernel, *arguments)
+            results = self._apply(self._kernel, *arguments)
         else:
             results = self._run(kernel, reason, *arguments)
         if len(self.returns) == 1:
@@ -264,9 +280,9 @@ class Op:
     # ---- autograd
 
     def _autograd(self, keyset: Any, *arguments: Any) -> Any:
-        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        if _are_functorch_transforms_active() or forward_ad._current_level >= 0:
             return self._formula(*arguments)
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+        if torch.is_grad_enabled() and _any_requires_grad(*arguments):
             return self._function.apply(functools.partial(self._redispatch, keyset), *arguments)
         return self._redispatch(keyset, *arguments)
 
@@ -276,17 +292,17 @@ class Op:
             return self.operator.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *arguments)
 
     def _make_function(self) -> type[torch.autograd.Function]:
-        op = self
+        op, several = self, len(self.returns) > 1
 
         def forward(ctx: Any, run: Callable[..., Any], *arguments: Any) -> Any:
             results = run(*arguments)
-            values = (*arguments, *results) if len(op.returns) > 1 else (*arguments, results)
+            values = (*arguments, *results) if several else (*arguments, results)
             saved = [values[index] for index in op._save_from]
-            ctx.save_for_backward(*(value for value in saved if isinstance(value, torch.Tensor)))
+            ctx.save_for_backward(*[value for value in saved if isinstance(value, torch.Tensor)])
             ctx.saved = [_IN_TENSORS if isinstance(value, torch.Tensor) else value for value in saved]
-            ctx.settings = [None if isinstance(value, torch.Tensor) else value for value in arguments]
             ctx.set_materialize_grads(False)
             if op.intermediates:
+                ctx.settings = [None if isinstance(value, torch.Tensor) else value for value in arguments]
                 ctx.mark_non_differentiable(*results[op.outputs :])
             return results
 
@@ -297,9 +313,10 @@ class Op:
                 return tuple(gradients)
             tensors = iter(ctx.saved_tensors)
             saved = [next(tensors) if value is _IN_TENSORS else value for value in ctx.saved]
-            needs = [ctx.needs_input_grad[1 + index] for index in op._gradient_at]
+            needed = ctx.needs_input_grad
+            needs = [needed[1 + index] for index in op._gradient_at]
             if torch.is_grad_enabled():
-                found = op._differentiable_backward(grads, saved, ctx.settings, needs)
+                found = op._differentiable_backward(grads, saved, ctx.settings if op.intermediates else (), needs)
             else:
                 found = op._backward(*grads, *saved, needs)
             for index, gradient in zip(op._gradient_at, (found,) if len(op.gradients) == 1 else found, strict=True):
