@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,25 +14,32 @@ from nacre.core import native
 
 @dataclass(frozen=True)
 class Kernel:
-    """A fast implementation of an op for one kind of device.
+    """A fast implementation of an op, or of its backward, for one kind of device.
 
     Args:
         device: the device type it runs on, ``"cpu"`` or ``"cuda"``.
-        language: what it is written in, for :func:`nacre.explain`.
+        language: what it is written in, for :func:`nacre.explain`; ``"torch"`` for torch's own kernel.
         requires: the calls it serves, each condition in words with its predicate of the op's arguments. Before a
             backward, arguments that were not saved are None, but for the first, for which the output's gradient stands.
         module: a module to import before the first call on that device; it registers the implementation
             (Triton kernels, so that ``import nacre`` never imports triton). The compiled library of the C++
             kernels is loaded by :mod:`nacre.core.native`.
+        function: the implementation itself where it is called from Python, flat arguments to flat results; by default
+            the one which is registered for the op's overload ``kernel``.
+        compiled: whether it needs the compiled library, or its module.
     """
 
     device: str
     language: str
     requires: Mapping[str, Callable[..., bool]]
     module: str | None = None
+    function: Callable[..., Any] | None = None
+    compiled: bool = True
 
     def unavailable(self) -> str:
         """Why the kernel cannot run on this installation; empty when it can."""
+        if not self.compiled:
+            return ""
         if self.module is None:
             return native.unavailable()
         try:
@@ -57,10 +64,15 @@ class Kernel:
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def cpp_kernel(requires: Mapping[str, Callable[..., bool]] | None = None) -> Kernel:
-    """A kernel in C++; each serves four dtypes of its first argument, and ``requires`` is what it asks for beside."""
-    dtypes = {"float32, float64, bfloat16 or float16": lambda first, *_: first.dtype in _FLOATS}
-    return Kernel(device="cpu", language="C++", requires={**dtypes, **(requires or {})})
+def cpp_kernel(
+    requires: Mapping[str, Callable[..., bool]] | None = None, dtypes: Sequence[torch.dtype] = _FLOATS
+) -> Kernel:
+    """A kernel in C++ for these dtypes of its first argument; ``requires`` is what it asks for beside."""
+    names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
+    words = f"{', '.join(names[:-1])} or {names[-1]}"
+    return Kernel(
+        device="cpu", language="C++", requires={words: lambda first, *_: first.dtype in dtypes, **(requires or {})}
+    )
 
 
 @dataclass(frozen=True)
