@@ -149,13 +149,18 @@ _small_calls_to_torch = True
 
 @contextlib.contextmanager
 def kernels_at_any_size() -> Iterator[None]:
-    """Lets small calls run nacre's own kernels as well inside the ``with`` block, where :func:`small` says no."""
+    """Lets small calls run nacre's own kernels as well inside the ``with`` block, where :func:`small` says yes."""
     global _small_calls_to_torch
     before, _small_calls_to_torch = _small_calls_to_torch, False
     try:
         yield
     finally:
         _small_calls_to_torch = before
+
+
+def at_any_size() -> bool:
+    """Whether :func:`kernels_at_any_size` is at work: for a condition of a kernel which asks for a size."""
+    return not _small_calls_to_torch
 
 
 def small(name: str, input: Any, below: int) -> bool:

@@ -1,15 +1,15 @@
 """The Conv2d layer and its functional form."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nacre.core import check
-from nacre.core.choice import Kernel, torch_instead, unserved
+from nacre.core.choice import torch_instead, unserved
 from nacre.core.op import Op
-from nacre.layers.conv2d import by_torch, formula
+from nacre.layers.conv2d import formula, served
 from nacre.layers.conv2d.cost import outputs
 
 
@@ -38,16 +38,6 @@ def _fake_backward(grad: Tensor, input: Tensor, weight: Tensor, *numbers: Any) -
     )
 
 
-def _torchs(function: Callable[..., Any]) -> Kernel:
-    return Kernel(
-        device="cpu",
-        language="torch",
-        requires={"at least one image": lambda input, *_: input.shape[0] > 0},
-        function=function,
-        compiled=False,
-    )
-
-
 _op = Op(
     "conv2d(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation,"
     " SymInt groups) -> Tensor output",
@@ -56,8 +46,8 @@ _op = Op(
     saved=("input", "weight", "stride", "padding", "dilation", "groups"),
     gradients=("input", "weight", "bias"),
     autocast={"cpu": "lower", "cuda": "lower", "xpu": "lower", "mps": "lower"},
-    kernels=[_torchs(by_torch.forward)],
-    backward_kernels=[_torchs(by_torch.backward)],
+    kernels=served.KERNELS,
+    backward_kernels=served.BACKWARD_KERNELS,
     fake=_fake,
     fake_backward=_fake_backward,
 )

@@ -1,0 +1,80 @@
+// conv2d on the CPU: what nacre computes itself. Torch's own kernels serve the rest (by_torch.py).
+#include "nacre/layers/conv2d/kernel_depthwise.h"
+
+#include <tuple>
+
+namespace nacre::conv2d {
+namespace {
+
+// Calls body with a value of the C++ type of float32 or float64.
+template <class Body>
+void with_exact_type(ScalarType dtype, Body body) {
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, "conv2d: this kernel serves float32 and float64");
+  dtype == ScalarType::Float ? body(float()) : body(double());
+}
+
+template <class A>
+const A* read_only(const Tensor& tensor) {
+  return static_cast<const A*>(tensor.const_data_ptr());
+}
+
+template <class A>
+A* writable(const Tensor& tensor, bool wanted = true) {
+  return wanted ? static_cast<A*>(tensor.mutable_data_ptr()) : nullptr;
+}
+
+Shape served(const Tensor& input, const Tensor& weight, const Numbers& stride, const Numbers& padding,
+             const Numbers& dilation, int64_t groups) {
+  const Shape shape = shape_of(input, weight, stride, padding, dilation, groups);
+  STD_TORCH_CHECK(is_depthwise(shape, groups), "conv2d: this kernel serves one channel a group");
+  return shape;
+}
+
+Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Numbers& stride,
+               const Numbers& padding, const Numbers& dilation, int64_t groups) {
+  const Shape shape = served(input, weight, stride, padding, dilation, groups);
+  const ScalarType dtype = input.scalar_type();
+  STD_TORCH_CHECK(!bias || (bias->numel() == shape.kernels && bias->scalar_type() == dtype),
+                  "conv2d: the bias has one value a kernel, in the input's dtype");
+  const Tensor x = contiguous_as(input, dtype), w = contiguous_as(weight, dtype);
+  std::optional<Tensor> b;
+  if (bias) b = contiguous_as(*bias, dtype);
+  const Tensor y = new_tensor(shape.output(), dtype);
+  with_exact_type(dtype, [&](auto type) {
+    using A = decltype(type);
+    forward_planes<A>(shape, read_only<A>(x), read_only<A>(w), values<A>(b), writable<A>(y));
+  });
+  return laid_out(y, shape.strides(shape.output()));
+}
+
+// needs: whether the gradients of input, weight and bias are asked for; the others are undefined tensors, None in Python
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& input, const Tensor& weight,
+                                            const Numbers& stride, const Numbers& padding, const Numbers& dilation,
+                                            int64_t groups, const std::vector<bool>& needs) {
+  const Shape shape = served(input, weight, stride, padding, dilation, groups);
+  const ScalarType dtype = input.scalar_type();
+  STD_TORCH_CHECK(needs.size() == 3, "conv2d: three gradients are asked for or not");
+  STD_TORCH_CHECK(grad.scalar_type() == dtype && sizes_of(grad) == shape.output(),
+                  "conv2d: the gradient has the shape and dtype of the output");
+  const Tensor g = contiguous_as(grad, dtype), x = contiguous_as(input, dtype), w = contiguous_as(weight, dtype);
+  Tensor grad_input, grad_weight, grad_bias;
+  if (needs[0]) grad_input = new_tensor(shape.input(), dtype);
+  if (needs[1]) grad_weight = new_tensor(sizes_of(weight), dtype);
+  if (needs[2]) grad_bias = new_tensor({shape.kernels}, dtype);
+  with_exact_type(dtype, [&](auto type) {
+    using A = decltype(type);
+    backward_planes<A>(shape, {read_only<A>(g), read_only<A>(x), read_only<A>(w), writable<A>(grad_input, needs[0]),
+                               writable<A>(grad_weight, needs[1]), writable<A>(grad_bias, needs[2])});
+  });
+  if (needs[0]) grad_input = laid_out(grad_input, shape.strides(shape.input()));
+  if (needs[1]) grad_weight = laid_out(grad_weight, shape.strides(sizes_of(weight)));
+  return {grad_input, grad_weight, grad_bias};
+}
+
+}  // namespace
+}  // namespace nacre::conv2d
+
+STABLE_TORCH_LIBRARY_IMPL(nacre, CPU, m) {
+  m.impl("conv2d.kernel", TORCH_BOX(&nacre::conv2d::forward));
+  m.impl("conv2d_backward.kernel", TORCH_BOX(&nacre::conv2d::backward));
+}
