@@ -61,11 +61,11 @@ class Kernel:
         return ""
 
 
-_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def cpp_kernel(
-    requires: Mapping[str, Callable[..., bool]] | None = None, dtypes: Sequence[torch.dtype] = _FLOATS
+    requires: Mapping[str, Callable[..., bool]] | None = None, dtypes: Sequence[torch.dtype] = FLOATS
 ) -> Kernel:
     """A kernel in C++ for these dtypes of its first argument; ``requires`` is what it asks for beside."""
     names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
@@ -171,10 +171,19 @@ def small(name: str, input: Any, below: int) -> bool:
         input: the input whose elements count.
         below: the number of elements from which nacre's kernel is taken, Python's part considered.
     """
-    if type(input) is not torch.Tensor or input.numel() >= below or not _small_calls_to_torch:
-        return False
-    if torch.compiler.is_compiling():
+    return type(input) is torch.Tensor and input.numel() < below and torch_is_ahead(name, input, f"{below:,} values")
+
+
+def torch_is_ahead(name: str, input: Any, under: str) -> bool:
+    """Whether a call under a size from which nacre's kernel is faster is left to torch's own operator.
+
+    Args:
+        name: the op's name, for :func:`nacre.explain`.
+        input: the first input.
+        under: that size, in words.
+    """
+    if type(input) is not torch.Tensor or not _small_calls_to_torch or torch.compiler.is_compiling():
         return False
     if recorders:
-        record(name, "torch", f"under {below:,} values torch's own operator is faster")
+        record(name, "torch", f"under {under} torch's own operator is faster")
     return True

@@ -1,5 +1,6 @@
 // conv2d on the CPU: what nacre computes itself. Torch's own kernels serve the rest (by_torch.py).
 #include "nacre/layers/conv2d/kernel_depthwise.h"
+#include "nacre/layers/conv2d/kernel_scatter.h"
 
 #include <tuple>
 
@@ -23,16 +24,10 @@ A* writable(const Tensor& tensor, bool wanted = true) {
   return wanted ? static_cast<A*>(tensor.mutable_data_ptr()) : nullptr;
 }
 
-Shape served(const Tensor& input, const Tensor& weight, const Numbers& stride, const Numbers& padding,
-             const Numbers& dilation, int64_t groups) {
-  const Shape shape = shape_of(input, weight, stride, padding, dilation, groups);
-  STD_TORCH_CHECK(is_depthwise(shape, groups), "conv2d: this kernel serves one channel a group");
-  return shape;
-}
-
 Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Numbers& stride,
                const Numbers& padding, const Numbers& dilation, int64_t groups) {
-  const Shape shape = served(input, weight, stride, padding, dilation, groups);
+  const Shape shape = shape_of(input, weight, stride, padding, dilation, groups);
+  STD_TORCH_CHECK(is_depthwise(shape, groups), "conv2d: this kernel serves one channel a group");
   const ScalarType dtype = input.scalar_type();
   STD_TORCH_CHECK(!bias || (bias->numel() == shape.kernels && bias->scalar_type() == dtype),
                   "conv2d: the bias has one value a kernel, in the input's dtype");
@@ -47,15 +42,11 @@ Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Te
   return laid_out(y, shape.strides(shape.output()));
 }
 
-// needs: whether the gradients of input, weight and bias are asked for; the others are undefined tensors, None in Python
-std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& input, const Tensor& weight,
-                                            const Numbers& stride, const Numbers& padding, const Numbers& dilation,
-                                            int64_t groups, const std::vector<bool>& needs) {
-  const Shape shape = served(input, weight, stride, padding, dilation, groups);
+using ThreeGradients = std::tuple<Tensor, Tensor, Tensor>;
+
+ThreeGradients backward_of_planes(const Shape& shape, const Tensor& grad, const Tensor& input, const Tensor& weight,
+                                  const std::vector<bool>& needs) {
   const ScalarType dtype = input.scalar_type();
-  STD_TORCH_CHECK(needs.size() == 3, "conv2d: three gradients are asked for or not");
-  STD_TORCH_CHECK(grad.scalar_type() == dtype && sizes_of(grad) == shape.output(),
-                  "conv2d: the gradient has the shape and dtype of the output");
   const Tensor g = contiguous_as(grad, dtype), x = contiguous_as(input, dtype), w = contiguous_as(weight, dtype);
   Tensor grad_input, grad_weight, grad_bias;
   if (needs[0]) grad_input = new_tensor(shape.input(), dtype);
@@ -69,6 +60,26 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& in
   if (needs[0]) grad_input = laid_out(grad_input, shape.strides(shape.input()));
   if (needs[1]) grad_weight = laid_out(grad_weight, shape.strides(sizes_of(weight)));
   return {grad_input, grad_weight, grad_bias};
+}
+
+// needs: whether the gradients of input, weight and bias are asked for; the others are undefined tensors, None in Python
+ThreeGradients backward(const Tensor& grad, const Tensor& input, const Tensor& weight, const Numbers& stride,
+                        const Numbers& padding, const Numbers& dilation, int64_t groups, const std::vector<bool>& needs) {
+  const Shape shape = shape_of(input, weight, stride, padding, dilation, groups);
+  const ScalarType dtype = input.scalar_type();
+  STD_TORCH_CHECK(needs.size() == 3, "conv2d: three gradients are asked for or not");
+  STD_TORCH_CHECK(grad.scalar_type() == dtype && sizes_of(grad) == shape.output(),
+                  "conv2d: the gradient has the shape and dtype of the output");
+  if (is_depthwise(shape, groups)) return backward_of_planes(shape, grad, input, weight, needs);
+  STD_TORCH_CHECK(groups == 1 && needs[0] && !needs[1] && !needs[2],
+                  "conv2d: this kernel serves one channel a group, or the input's gradient alone of one group");
+  const Tensor g = laid_out(grad, shape.strides(shape.output())), w = contiguous_as(weight, dtype);
+  const Tensor grad_input = new_tensor(shape.input(), shape.strides(shape.input()), dtype);
+  with_exact_type(dtype, [&](auto type) {
+    using A = decltype(type);
+    input_gradient_of_few_channels<A>(shape, read_only<A>(g), read_only<A>(w), writable<A>(grad_input));
+  });
+  return {grad_input, Tensor(), Tensor()};
 }
 
 }  // namespace
