@@ -88,7 +88,7 @@ def test_kernel_and_formula_agree(spec, case, dtype, library, monkeypatch):
         ours = run(layer, fresh(inputs), fresh(keywords))
     for choice in choices:
         if choice.operator.removesuffix("_backward") in WITH_KERNEL:
-            assert choice.implementation == "C++ kernel" or "asks for" in choice.reason, choice
+            assert choice.implementation.startswith("C++") or "asks for" in choice.reason, choice
     without_library(monkeypatch)
     with record_choices() as choices:
         formulas = run(layer, fresh(inputs), fresh(keywords))

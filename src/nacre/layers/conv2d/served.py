@@ -4,6 +4,7 @@ The predicates see the op's arguments: input, weight, bias, stride, padding, dil
 bias is None.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from nacre.layers.conv2d import by_torch, formula
 _EXACT = (torch.float32, torch.float64)
 _PLANE = 64  # values of an image of 8 x 8, whose rows fill half a vector
 _TAPS = 9
+_FEW, _FEW_LAST = 8, 4  # input channels
 
 
 def _torchs(function: Callable[..., Any]) -> Kernel:
@@ -38,10 +40,21 @@ def _large_plane_or_kernel(input: Tensor, weight: Tensor, *_: Any) -> bool:
     return _large_plane(input) or weight.shape[2] * weight.shape[3] > _TAPS
 
 
+def _few_channels(input: Tensor, weight: Tensor, *_: Any) -> bool:
+    return weight.shape[1] <= (_FEW if _in_planes(input, weight) else _FEW_LAST)
+
+
 _DEPTHWISE = {
     "images": _has_images,
     "one input channel a group": lambda input, weight, *_: weight.shape[1] == 1,
     "images whose channels lie one after another": _in_planes,
+}
+
+
+_FEW_CHANNELS = {
+    "images": _has_images,
+    "one group": lambda *arguments: arguments[-1] == 1,
+    f"at most {_FEW} input channels, {_FEW_LAST} in channels-last memory": _few_channels,
 }
 
 KERNELS = (
@@ -52,6 +65,9 @@ KERNELS = (
 BACKWARD_KERNELS = (
     cpp_kernel(
         {**_DEPTHWISE, f"images of more than {_PLANE} values or more than {_TAPS} taps": _large_plane_or_kernel}, _EXACT
+    ),
+    dataclasses.replace(
+        cpp_kernel(_FEW_CHANNELS, _EXACT), language="C++ (input) and torch", function=by_torch.backward_but_for_input
     ),
     _torchs(by_torch.backward),
 )
