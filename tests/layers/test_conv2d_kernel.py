@@ -42,6 +42,7 @@ def random_few_channels(draw):
     return (shape[0], channels, *shape[2:]), (out_channels, channels, *taps), *numbers, 1
 
 
+POINTWISE = ([1, 1], [0, 0, 0, 0], [1, 1], 1)
 MIXED = "C++ (input) and torch kernel"
 
 
@@ -55,8 +56,8 @@ def results(function, tensors, grad=None):
 def own_results(tensors, numbers, grad):
     with record_choices() as choices:
         found = results(lambda *leaves: torch.ops.nacre.conv2d(*leaves, *numbers), tensors, grad)
-    depthwise = tensors[1].shape[1] == 1
-    expected = ["C++ kernel", "C++ kernel"] if depthwise else ["torch kernel", MIXED]
+    own = tensors[1].shape[1] == 1 or tuple(numbers) == POINTWISE
+    expected = ["C++ kernel", "C++ kernel"] if own else ["torch kernel", MIXED]
     assert [choice.implementation for choice in choices] == expected, choices
     return found
 
@@ -96,6 +97,23 @@ def test_few_channels_error_is_at_most_twice_torchs(format, dtype):
         tensors = [torch.randn(size, dtype=dtype) for size in (shape, weight_shape, weight_shape[:1])]
         tensors[0] = tensors[0].contiguous(memory_format=format)
         assert_good(tensors, numbers)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("samples", [1, 2, 9, 19])
+def test_pointwise_error_is_at_most_twice_torchs(samples, format, dtype):
+    for channels, kernels, height, width in (
+        (2, 1, 1, 1),
+        (3, 17, 2, 31),
+        (65, 5, 7, 7),
+        (33, 64, 15, 9),
+        (5, 7, 1, 509),
+    ):
+        shapes = ((samples, channels, height, width), (kernels, channels, 1, 1), (kernels,))
+        tensors = [torch.randn(shape, dtype=dtype) for shape in shapes]
+        tensors[0] = tensors[0].contiguous(memory_format=format)
+        assert_good(tensors, POINTWISE)
 
 
 @pytest.mark.parametrize("taps", [3, 5, 7])
@@ -144,18 +162,18 @@ def test_values_that_are_not_finite_stay_where_they_are(value):
 
 @pytest.mark.usual_algorithms
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize(("channels", "groups"), [(13, 13), (3, 1)])
-def test_same_bits_for_any_number_of_threads(channels, groups, dtype):
+@pytest.mark.parametrize(("channels", "groups", "taps"), [(13, 13, (5, 3)), (3, 1, (5, 3)), (13, 1, (1, 1))])
+def test_same_bits_for_any_number_of_threads(channels, groups, taps, dtype):
     """Of nacre's kernels: oneDNN sums the gradient of the weight in an order that depends on the threads."""
-    shapes = ((5, channels, 57, 63), (26, channels // groups, 5, 3), (26,))
+    shapes = ((9, channels, 57, 63), (26, channels // groups, *taps), (26,))
     tensors = [torch.randn(shape, dtype=dtype) for shape in shapes]
-    numbers = ([2, 1], [1, 1, 2, 2], [1, 1], groups)
+    numbers = ([2, 1], [1, 1, 2, 2], [1, 1], groups) if taps != (1, 1) else POINTWISE
     grad = torch.randn_like(torch.ops.nacre.conv2d(*tensors, *numbers))
     found = []
     for threads in (1, 2, 3, 1):
         torch.set_num_threads(threads)
         found.append(own_results(tensors, numbers, grad))
-    own = slice(None) if groups > 1 else slice(1, 2)
+    own = slice(None) if groups > 1 or taps == (1, 1) else slice(1, 2)
     for other in found[1:]:
         assert all(torch.equal(one, two) for one, two in zip(found[0][own], other[own], strict=True))
     assert all(torch.equal(one, two) for one, two in zip(found[0], found[3], strict=True))
@@ -218,8 +236,10 @@ def test_explain_says_which_kernel_runs():
         (depthwise, torch.randn(1, 6, 9, 9), r"C\+\+ kernel"),
         (depthwise, torch.randn(1, 6, 8, 8), r"torch kernel \(the C\+\+ kernel asks for images of more than 64 values"),
         (depthwise.bfloat16(), torch.randn(1, 6, 9, 9).bfloat16(), r"torch kernel \(the C\+\+ kernel asks for float32"),
-        (nacre.Conv2d(6, 6, 3), torch.randn(1, 6, 9, 9), r"torch kernel \(.* one input channel a group\)"),
-        (nacre.Conv2d(6, 6, 3), torch.randn(0, 6, 9, 9), r"formula \(the torch kernel asks for images\)"),
+        (nacre.Conv2d(6, 6, 3), torch.randn(1, 6, 9, 9), r"torch kernel \(.* one input channel a group; .*one value"),
+        (nacre.Conv2d(6, 9, 1), torch.randn(1, 6, 14, 14), r"C\+\+ kernel"),
+        (nacre.Conv2d(6, 9, 1), torch.randn(1, 6, 9, 9), r"torch kernel \(.* images of at least 196 values"),
+        (nacre.Conv2d(6, 6, 3), torch.randn(0, 6, 9, 9), r"formula \(.*the torch kernel asks for images\)"),
     ):
         found = str(nacre.explain(layer.to(input.dtype), input))
         assert re.match(f"conv2d: {expected}", found), found

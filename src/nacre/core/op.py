@@ -362,18 +362,19 @@ class Op:
 
 def _first_serving(kernels: Sequence[Kernel], arguments: Sequence[Any]) -> tuple[Kernel | None, str]:
     device = _device_of(arguments)
-    refused = ""
+    refusals: list[str] = []
     for kernel in kernels:
         if kernel.device != device:
             continue
         if missing := kernel.unavailable():
-            refused = missing
+            refusals.append(missing)
         elif unmet := kernel.unmet(*arguments):
-            refused = f"the {kernel.language} kernel asks for {unmet}"
-        else:
-            # a call which nacre's own kernel refuses goes to torch's for that reason
-            return kernel, kernel.conditions if kernel.compiled else refused or kernel.conditions
-    return None, refused or f"no kernel for {device} yet"
+            refusals.append(f"the {kernel.language} kernel asks for {unmet}")
+        elif kernel.compiled or not refusals:
+            return kernel, kernel.conditions
+        else:  # a call which nacre's own kernels refuse goes to torch's for that reason
+            return kernel, "; ".join(dict.fromkeys(refusals))
+    return None, "; ".join(dict.fromkeys(refusals)) or f"no kernel for {device} yet"
 
 
 def _make_apart(function: Callable[..., Any]) -> Callable[..., Any]:

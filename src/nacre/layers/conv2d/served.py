@@ -17,6 +17,7 @@ from nacre.layers.conv2d import by_torch, formula
 _EXACT = (torch.float32, torch.float64)
 _PLANE = 64  # values of an image of 8 x 8, whose rows fill half a vector
 _TAPS = 9
+_PIXELS = 196  # an image of 14 x 14
 _FEW, _FEW_LAST = 8, 4  # input channels
 
 
@@ -44,12 +45,20 @@ def _few_channels(input: Tensor, weight: Tensor, *_: Any) -> bool:
     return weight.shape[1] <= (_FEW if _in_planes(input, weight) else _FEW_LAST)
 
 
+def _one_by_one(input: Tensor, weight: Tensor, bias: Tensor | None, *numbers: Any) -> bool:
+    stride, padding, _, groups = numbers
+    return groups == max(weight.shape[2:]) == max(stride) == 1 and not any(padding)
+
+
+def _large_for_product(input: Tensor, weight: Tensor, *_: Any) -> bool:
+    return input.shape[2] * input.shape[3] >= _PIXELS or not _in_planes(input, weight) or at_any_size()
+
+
 _DEPTHWISE = {
     "images": _has_images,
     "one input channel a group": lambda input, weight, *_: weight.shape[1] == 1,
     "images whose channels lie one after another": _in_planes,
 }
-
 
 _FEW_CHANNELS = {
     "images": _has_images,
@@ -57,8 +66,15 @@ _FEW_CHANNELS = {
     f"at most {_FEW} input channels, {_FEW_LAST} in channels-last memory": _few_channels,
 }
 
+_POINTWISE = {
+    "images": _has_images,
+    "one group, kernels of one value, stride 1 and no padding": _one_by_one,
+    f"images of at least {_PIXELS} values, or channels-last memory": _large_for_product,
+}
+
 KERNELS = (
     cpp_kernel({**_DEPTHWISE, f"images of more than {_PLANE} values": _large_plane}, _EXACT),
+    cpp_kernel(_POINTWISE, _EXACT),
     _torchs(by_torch.forward),
 )
 
@@ -66,6 +82,7 @@ BACKWARD_KERNELS = (
     cpp_kernel(
         {**_DEPTHWISE, f"images of more than {_PLANE} values or more than {_TAPS} taps": _large_plane_or_kernel}, _EXACT
     ),
+    cpp_kernel(_POINTWISE, _EXACT),
     dataclasses.replace(
         cpp_kernel(_FEW_CHANNELS, _EXACT), language="C++ (input) and torch", function=by_torch.backward_but_for_input
     ),
