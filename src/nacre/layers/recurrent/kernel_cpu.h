@@ -241,6 +241,13 @@ void multiply_whole(Matrix<A> left, Matrix<A> right, int64_t rows, int64_t colum
   product(left, right, rows, columns, depth, out, columns, [](int64_t, int64_t, int64_t, int64_t) {}, row_sums);
 }
 
+// The distance at which rows of scratch memory are laid out: at a multiple of 1 KiB a column's values would share a few
+// sets of the caches.
+template <class A>
+int64_t distance_of_rows(int64_t features) {
+  return features * static_cast<int64_t>(sizeof(A)) % 1024 == 0 ? features + lanes<A> : features;
+}
+
 // A tensor in dense memory, whose shape and dtype are checked.
 template <class A>
 Tensor dense(const Tensor& given, const Sizes& shape) {

@@ -67,7 +67,8 @@ struct Backward {
   StepRows<A> gates, cells, grad_output;  // (N, 4 H), (N, H), (N, H) or nothing
   const A *h0, *c0;                       // (B, H)
   const Weights<A>& hh;                   // (4 H, H)
-  A* grad_sums;                           // (N, 4 H)
+  A* grad_sums;                           // (N, 4 H), rows `distance` apart
+  int64_t distance;
   A* h_before;                            // (N, H)
   A *dh, *dc;                             // (B, H), the gradients of the states after and then before each step
 
@@ -80,7 +81,7 @@ struct Backward {
       const A* c_before = b < rows_before ? cells.row(before, b) : c0 + b * hidden;
       const A* grad = grad_output.given() ? grad_output.row(t, b) : nullptr;
       A* h_t = b < rows_after ? h_before + (steps.begins[after] + b) * hidden : nullptr;
-      differentiate_row(gates.row(t, b), cells.row(t, b), c_before, grad, grad_sums + (steps.begins[t] + b) * 4 * hidden,
+      differentiate_row(gates.row(t, b), cells.row(t, b), c_before, grad, grad_sums + (steps.begins[t] + b) * distance,
                         h_t, dh + b * hidden, dc + b * hidden);
       if (b >= rows_before)
         std::copy_n(h0 + b * hidden, hidden, h_before + (steps.begins[t] + b) * hidden);
@@ -106,7 +107,7 @@ struct Backward {
   }
 
   void pass_on(int64_t t, int64_t b, int64_t b_end, int64_t panel, int64_t panel_end) const {
-    hh.multiply({grad_sums + (steps.begins[t] + b) * 4 * hidden, 4 * hidden, 1}, b_end - b, panel, panel_end, false,
+    hh.multiply({grad_sums + (steps.begins[t] + b) * distance, distance, 1}, b_end - b, panel, panel_end, false,
                 dh + b * hidden, hidden);
   }
 };
@@ -149,13 +150,14 @@ Gradients backward(const std::optional<Tensor>& grad_output, const std::optional
   const Tensor h_first = dense<A>(h0, states), c_first = dense<A>(c0, states);
   const Tensor dh = copied<A>(grad_h, states), dc = copied<A>(grad_c, states);
   const Weights<A> hh(Matrix<A>{values<A>(w_hh), hidden, 1}, sums, hidden);
-  const Scratch<A> grad_sums(steps.total() * sums), h_before(steps.total() * hidden);
+  const int64_t distance = distance_of_rows<A>(sums);
+  const Scratch<A> grad_sums(steps.total() * distance), h_before(steps.total() * hidden);
   const Backward<A> cell{steps, hidden, StepRows<A>(steps, gates, sums), StepRows<A>(steps, cells, hidden),
                          StepRows<A>(steps, grad_output, hidden), values<A>(h_first), values<A>(c_first), hh,
-                         grad_sums.get(), h_before.get(), data<A>(dh), data<A>(dc)};
+                         grad_sums.get(), distance, h_before.get(), data<A>(dh), data<A>(dc)};
   walk_backward(steps, Shares(steps, hidden, sums, A()), needs[1], cell);
 
-  const Matrix<A> g{grad_sums.get(), sums, 1};  // (N, 4 H)
+  const Matrix<A> g{grad_sums.get(), distance, 1};  // (N, 4 H)
   const int64_t rows = steps.total();
   Tensor grad_input, grad_ih, grad_hh, grad_bias;
   if (needs[0]) {

@@ -73,6 +73,15 @@ _gru = Op(
     outputs=2,
     autocast={"cpu": "lower", "cuda": "lower", "xpu": "lower", "mps": "lower"},
     autocast_keeps=("h0",),
+    kernels=[
+        cpp_kernel(
+            {
+                "1 feature or more": lambda input, *_: input.shape[-1] > 0,
+                "a state of the input's dtype": lambda input, sizes, h0, *_: h0.dtype == input.dtype,
+            },
+            dtypes=_KERNEL_DTYPES,
+        )
+    ],
     fake=_fake_gru,
     fake_backward=lambda *arguments: _fake_gradients(arguments[2:8], arguments[-1]),
 )
