@@ -1,27 +1,50 @@
 """The op ``attention``, and scaled_dot_product_attention."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from nacre.core.choice import torch_instead, unserved
+from nacre.core.choice import cpp_kernel, torch_instead, unserved
 from nacre.core.op import Op
 from nacre.core.random import new_seed
 from nacre.layers.attention import formula
 from nacre.layers.attention.checks import check_attention
 
+
+def _same_batch(query: Tensor, key: Tensor, value: Tensor, *settings: Any) -> bool:
+    grouped = settings[6]
+    if key.shape[:-2] != value.shape[:-2]:
+        return False
+    return query.shape[:-3] == key.shape[:-3] if grouped else query.shape[:-2] == key.shape[:-2]
+
+
 _op = Op(
     "attention(Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor? key_mask, Tensor? seed, float dropout_p,"
     " bool is_causal, float scale, bool enable_gqa, bool need_weights)"
-    " -> (Tensor output, Tensor weights, Tensor log_sum_exp)",
+    " -> (Tensor output, Tensor weights, Tensor row_maximum, Tensor row_sum)",
     forward=formula.forward,
     backward=formula.backward,
     saved=(
         *("query", "key", "value", "mask", "key_mask", "seed", "dropout_p", "is_causal", "scale", "enable_gqa"),
-        *("need_weights", "log_sum_exp"),
+        *("need_weights", "row_maximum", "row_sum"),
     ),
     gradients=("query", "key", "value", "mask", "key_mask"),
     outputs=2,
     autocast={"cpu": "lower", "cuda": "lower", "xpu": "lower", "mps": "lower"},
+    kernels=[
+        cpp_kernel(
+            {
+                "queries, keys and values of the same leading dimensions, but for grouped heads": _same_batch,
+                "at least one query, key and feature": lambda query, key, value, *_: (
+                    query.numel() > 0 and key.numel() > 0 and value.numel() > 0
+                ),
+                "masks of bool, float32 or the query's dtype": lambda query, key, value, mask, key_mask, *_: all(
+                    item is None or item.dtype in (torch.bool, torch.float32, query.dtype) for item in (mask, key_mask)
+                ),
+            }
+        )
+    ],
 )
 
 
@@ -59,7 +82,7 @@ def scaled_dot_product_attention(
     Numerics:
         float16 and bfloat16 are computed in float32 and rounded once. The largest score of a row is subtracted before
         the exponential. A query whose every key is masked gets 0. The weights are never kept for the backward, which
-        computes them again from one number a query, and the mask of the dropout again from one seed.
+        computes them again from two numbers a query, and the mask of the dropout again from one seed.
 
     Raises:
         RuntimeError: shapes, dtypes or devices do not match; dropout_p is not a probability; is_causal with an
@@ -67,7 +90,7 @@ def scaled_dot_product_attention(
         IndexError: enable_gqa without a dimension of heads.
 
     Cost:
-        2 L S (E + E_v) FLOPs a head, also where it is causal, and 2 L S (3 E + 2 E_v) backward; the inputs and L
+        2 L S (E + E_v) FLOPs a head, also where it is causal, and 2 L S (3 E + 2 E_v) backward; the inputs and 2 L
         numbers a head kept for the backward.
 
     Paper:
