@@ -67,11 +67,11 @@ def backward(grads: tuple[Tensor | None, Tensor | None], saved: tuple, needs: li
     w = p if d is None else p * d
     dq = dk = dv = dm = dkm = None
     if needs_value and g is not None:
-        dv = gathered(w.mT @ g, value, enable_gqa)
+        dv = ordered_as(value, gathered(w.mT @ g, value, enable_gqa))
     if needs_query or needs_key or needs_mask or needs_key_mask:
         da = score_gradient(g, h, p, d, v)
-        dq = gathered(da @ k * scale, query) if needs_query else None
-        dk = gathered(da.mT @ q * scale, key, enable_gqa) if needs_key else None
+        dq = ordered_as(query, gathered(da @ k * scale, query)) if needs_query else None
+        dk = ordered_as(key, gathered(da.mT @ q * scale, key, enable_gqa)) if needs_key else None
         dm = gathered(da, mask) if needs_mask else None
         dkm = gathered(da, key_mask) if needs_key_mask else None
     return dq, dk, dv, dm, dkm

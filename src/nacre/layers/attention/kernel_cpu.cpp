@@ -1,78 +1,11 @@
 // Attention: formula.py in tiles, so that no matrix of queries by keys is ever held but for results that are one.
+#include "nacre/layers/attention/kernel_cpu_arguments.h"
 #include "nacre/layers/attention/kernel_cpu_backward.h"
 
-#include <numeric>
 #include <tuple>
 
 namespace nacre {
 namespace {
-
-using OptionalTensor = std::optional<Tensor>;
-
-// The arguments of a call that are no queries, keys or values.
-struct Settings {
-  const OptionalTensor &mask, &key_mask, &seed;
-  double dropout_p;
-  bool is_causal;
-  double scale;
-  bool need_weights;
-};
-
-void check(const Tensor& tensor, ScalarType dtype, const Sizes& sizes) {
-  STD_TORCH_CHECK(tensor.is_cpu() && tensor.scalar_type() == dtype, "attention: tensors of one dtype on the CPU");
-  STD_TORCH_CHECK(sizes_of(tensor) == sizes, "attention: queries, keys, values and gradients of sizes that fit");
-}
-
-Shape shape_of(const Tensor& query, const Tensor& key, const Tensor& value, const Settings& settings, bool enable_gqa) {
-  STD_TORCH_CHECK(query.dim() >= 2 + enable_gqa && key.dim() == query.dim() && value.dim() == query.dim(),
-                  "attention: queries, keys and values of one number of dimensions, at least two");
-  Shape shape;
-  const size_t last = static_cast<size_t>(query.dim()) - 2;
-  Sizes shared = sizes_of(query);
-  shape.queries = shared[last], shape.features = shared[last + 1];
-  shape.keys = key.size(-2), shape.value_features = value.size(-1);
-  shared.resize(last);
-  shape.leading = shared;
-  if (enable_gqa) {
-    shared[last - 1] = key.size(-3);
-    STD_TORCH_CHECK(shared[last - 1] > 0 && shape.leading[last - 1] % shared[last - 1] == 0,
-                    "attention: the heads of keys and values divide those of queries");
-    shape.group = shape.leading[last - 1] / shared[last - 1];
-  }
-  for (const int64_t size : shape.leading) shape.heads *= size;
-  Sizes sizes = shared;
-  sizes.insert(sizes.end(), {shape.keys, shape.features});
-  check(key, query.scalar_type(), sizes);
-  sizes[last + 1] = shape.value_features;
-  check(value, query.scalar_type(), sizes);
-  STD_TORCH_CHECK(query.is_cpu() && query.numel() > 0 && shape.keys > 0 && shape.value_features > 0,
-                  "attention: this kernel serves at least one query, key and feature");
-  shape.is_causal = settings.is_causal, shape.scale = settings.scale;
-  return shape;
-}
-
-// (*, L, columns)
-Sizes sizes_of_rows(const Shape& shape, int64_t rows, int64_t columns) {
-  Sizes sizes = shape.leading;
-  sizes.insert(sizes.end(), {rows, columns});
-  return sizes;
-}
-
-template <class T>
-Attention<T> attention_of(const Shape& shape, Heads<const T> query, Heads<const T> key, Heads<const T> value,
-                          const Settings& settings) {
-  Attention<T> attention{shape, query, key, value, {}, std::nullopt, settings.need_weights};
-  for (const OptionalTensor* mask : {&settings.mask, &settings.key_mask})
-    if (*mask) attention.masks.masks.emplace_back(**mask, shape.leading, shape.queries, shape.keys);
-  if (settings.seed) {
-    const Tensor& seed = *settings.seed;
-    const double p = settings.dropout_p;
-    STD_TORCH_CHECK(seed.is_cpu() && seed.numel() == 1 && seed.scalar_type() == ScalarType::Long && 0 <= p && p <= 1,
-                    "attention: the seed of the dropout is one int64 on the CPU, and its p a probability");
-    attention.dropout.emplace(*static_cast<const int64_t*>(seed.const_data_ptr()), p, shape.queries, shape.keys);
-  }
-  return attention;
-}
 
 // A new tensor like another with its dimensions in the same order in memory (layout.py: ordered_as).
 Tensor ordered_as(const Tensor& like, const Sizes& sizes) {
@@ -88,38 +21,41 @@ Tensor ordered_as(const Tensor& like, const Sizes& sizes) {
   return new_tensor(sizes, packed(sizes, order), dtype);
 }
 
-struct Results {
-  Tensor weights, row_maximum, row_sum;
+// The gradient of a packed projection, in the order in memory of the projection (packed.py: packed_as).
+Tensor packed_as(const Tensor& like) {
+  const Sizes sizes = sizes_of(like);
+  return new_tensor(sizes, packed(sizes, like.stride(0) < like.stride(1) ? Sizes{2, 0, 1} : Sizes{2, 1, 0}),
+                    like.scalar_type());
+}
 
-  Results(const Shape& shape, ScalarType dtype, bool need_weights)
-      : weights(new_tensor(need_weights ? sizes_of_rows(shape, shape.queries, shape.keys) : Sizes{0}, dtype)),
-        row_maximum(new_tensor(sizes_of_rows(shape, shape.queries, 1), accumulator_dtype(dtype))),
-        row_sum(new_tensor(sizes_of_rows(shape, shape.queries, 1), accumulator_dtype(dtype))) {}
+Sizes output_sizes(const Arguments& given, const Shape& shape) {
+  if (given.is_packed()) return {shape.queries, given.query.size(1), given.query.size(2) / 3};
+  return sizes_of_rows(shape, shape.queries, shape.value_features);
+}
 
-  template <class T>
-  void run(const Attention<T>& attention, Heads<T> output) {
-    using A = Accumulator<T>;
-    const Heads<T> to_weights = attention.need_weights ? Heads<T>(weights) : Heads<T>();
-    AttentionForward<T>{attention, output, to_weights, static_cast<A*>(row_maximum.mutable_data_ptr()),
-                        static_cast<A*>(row_sum.mutable_data_ptr())}
-        .run();
-  }
-};
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& query, const Tensor& key, const Tensor& value,
-                                                   const OptionalTensor& mask, const OptionalTensor& key_mask,
-                                                   const OptionalTensor& seed, double dropout_p, bool is_causal,
-                                                   double scale, bool enable_gqa, bool need_weights) {
-  const Settings settings{mask, key_mask, seed, dropout_p, is_causal, scale, need_weights};
-  const Shape shape = shape_of(query, key, value, settings, enable_gqa);
-  Tensor output = ordered_as(query, sizes_of_rows(shape, shape.queries, shape.value_features));
-  Results results(shape, query.scalar_type(), need_weights);
-  with_type(query.scalar_type(), [&](auto type) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& query, const OptionalTensor& key,
+                                                   const OptionalTensor& value, const OptionalTensor& mask,
+                                                   const OptionalTensor& key_mask, const OptionalTensor& seed,
+                                                   double dropout_p, bool is_causal, double scale, bool enable_gqa,
+                                                   bool need_weights, int64_t packed_heads) {
+  const Arguments given{query,     key,   value,      mask,         key_mask,    seed, dropout_p,
+                        is_causal, scale, enable_gqa, need_weights, packed_heads};
+  const Shape shape = shape_of(given);
+  const ScalarType dtype = query.scalar_type();
+  const Sizes sizes = output_sizes(given, shape), row_sizes = sizes_of_rows(shape, shape.queries, 1);
+  Tensor output = given.is_packed() ? new_tensor(sizes, dtype) : ordered_as(query, sizes);
+  Tensor weights = new_tensor(need_weights ? sizes_of_rows(shape, shape.queries, shape.keys) : Sizes{0}, dtype);
+  Tensor row_maximum = new_tensor(row_sizes, accumulator_dtype(dtype));
+  Tensor row_sum = new_tensor(row_sizes, accumulator_dtype(dtype));
+  with_type(dtype, [&](auto type) {
     using T = decltype(type);
-    results.run(attention_of<T>(shape, Heads<const T>(query), Heads<const T>(key), Heads<const T>(value), settings),
-                Heads<T>(output));
+    using A = Accumulator<T>;
+    const Attention<T> attention = attention_of<T>(given, shape);
+    AttentionForward<T>{attention, output_heads<T>(given, shape, output), need_weights ? Heads<T>(weights) : Heads<T>(),
+                        static_cast<A*>(row_maximum.mutable_data_ptr()), static_cast<A*>(row_sum.mutable_data_ptr())}
+        .run();
   });
-  return {output, results.weights, results.row_maximum, results.row_sum};
+  return {output, weights, row_maximum, row_sum};
 }
 
 // ---- backward
@@ -136,9 +72,9 @@ struct MaskGradients {
 
   bool needed() const { return needs_mask_ || needs_key_mask_; }
 
-  void gather(const Settings& settings) {
-    if (needs_mask_) mask = gathered(*settings.mask);
-    if (needs_key_mask_) key_mask = gathered(*settings.key_mask);
+  void gather(const Arguments& given) {
+    if (needs_mask_) mask = gathered(*given.mask);
+    if (needs_key_mask_) key_mask = gathered(*given.key_mask);
   }
 
  private:
@@ -156,52 +92,49 @@ struct MaskGradients {
   }
 };
 
-template <class T>
-void run_backward(const Attention<T>& attention, const OptionalTensor& grad_output, const OptionalTensor& grad_weights,
-                  Heads<const T> grads, const Tensor& row_maximum, const Tensor& row_sum, AttentionGradients<T> to) {
-  using A = Accumulator<T>;
-  const Shape& shape = attention.shape;
+template <class A>
+const A* row_values(const Tensor& rows, const Shape& shape) {
   constexpr ScalarType dtype = std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float;
-  for (const Tensor* rows : {&row_maximum, &row_sum})
-    STD_TORCH_CHECK(rows->is_cpu() && rows->is_contiguous() && rows->numel() == shape.heads * shape.queries &&
-                        rows->scalar_type() == dtype,
-                    "attention: the largest score and the sum of every row");
-  if (!grad_output) grads = {};
-  const bool weights = grad_weights && attention.need_weights;
-  const auto values = [](const Tensor& rows) { return static_cast<const A*>(rows.const_data_ptr()); };
-  AttentionBackward<T>{attention, grads, weights ? Heads<const T>(*grad_weights) : Heads<const T>(),
-                       values(row_maximum), values(row_sum), to}
-      .run();
+  STD_TORCH_CHECK(rows.is_cpu() && rows.is_contiguous() && rows.numel() == shape.heads * shape.queries &&
+                      rows.scalar_type() == dtype,
+                  "attention: the largest score and the sum of every row");
+  return static_cast<const A*>(rows.const_data_ptr());
 }
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Gradients backward(const OptionalTensor& grad_output, const OptionalTensor& grad_weights, const Tensor& query,
-                   const Tensor& key, const Tensor& value, const OptionalTensor& mask, const OptionalTensor& key_mask,
-                   const OptionalTensor& seed, double dropout_p, bool is_causal, double scale, bool enable_gqa,
-                   bool need_weights, const Tensor& row_maximum, const Tensor& row_sum, const std::vector<bool>& needs) {
-  const Settings settings{mask, key_mask, seed, dropout_p, is_causal, scale, need_weights};
-  const Shape shape = shape_of(query, key, value, settings, enable_gqa);
+                   const OptionalTensor& key, const OptionalTensor& value, const OptionalTensor& mask,
+                   const OptionalTensor& key_mask, const OptionalTensor& seed, double dropout_p, bool is_causal,
+                   double scale, bool enable_gqa, bool need_weights, int64_t packed_heads, const Tensor& row_maximum,
+                   const Tensor& row_sum, const std::vector<bool>& needs) {
+  const Arguments given{query,     key,   value,      mask,         key_mask,    seed, dropout_p,
+                        is_causal, scale, enable_gqa, need_weights, packed_heads};
+  const Shape shape = shape_of(given);
   const ScalarType dtype = query.scalar_type();
   STD_TORCH_CHECK(needs.size() == 5 && (mask || !needs[3]) && (key_mask || !needs[4]),
                   "attention: five gradients are asked for or not");
-  if (grad_output) check(*grad_output, dtype, sizes_of_rows(shape, shape.queries, shape.value_features));
-  if (grad_weights && need_weights) check(*grad_weights, dtype, sizes_of_rows(shape, shape.queries, shape.keys));
+  if (grad_output) check(*grad_output, dtype, output_sizes(given, shape));
+  const bool weighted = grad_weights && need_weights;
+  if (weighted) check(*grad_weights, dtype, sizes_of_rows(shape, shape.queries, shape.keys));
   Tensor dq, dk, dv;
-  if (needs[0]) dq = ordered_as(query, sizes_of(query));
-  if (needs[1]) dk = ordered_as(key, sizes_of(key));
-  if (needs[2] && grad_output) dv = ordered_as(value, sizes_of(value));
+  if (needs[0]) dq = given.is_packed() ? packed_as(query) : ordered_as(query, sizes_of(query));
+  if (needs[1] && key) dk = ordered_as(*key, sizes_of(*key));
+  if (needs[2] && value && grad_output) dv = ordered_as(*value, sizes_of(*value));
   MaskGradients masks(shape, dtype, needs[3], needs[4]);
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
     using A = Accumulator<T>;
-    const auto to = [&](Tensor& tensor) { return tensor.defined() ? Heads<T>(tensor) : Heads<T>(); };
-    run_backward<T>(
-        attention_of<T>(shape, Heads<const T>(query), Heads<const T>(key), Heads<const T>(value), settings), grad_output,
-        grad_weights, grad_output ? Heads<const T>(*grad_output) : Heads<const T>(), row_maximum, row_sum,
-        {to(dq), to(dk), to(dv), masks.needed() ? Heads<A>(masks.scores) : Heads<A>()});
+    const Attention<T> attention = attention_of<T>(given, shape);
+    const auto [to_query, to_key, to_value] = three_heads<T>(given, shape, &dq, &dk, &dv);
+    AttentionBackward<T>{
+        attention, grad_output ? output_heads<const T>(given, shape, *grad_output) : Heads<const T>(),
+        weighted ? Heads<const T>(*grad_weights) : Heads<const T>(), row_values<A>(row_maximum, shape),
+        row_values<A>(row_sum, shape),
+        AttentionGradients<T>{to_query, to_key, to_value, masks.needed() ? Heads<A>(masks.scores) : Heads<A>()}}
+        .run();
   });
-  masks.gather(settings);
+  masks.gather(given);
   return {dq, dk, dv, masks.mask, masks.key_mask};
 }
 

@@ -152,7 +152,8 @@ void multiply_columns(Matrix<A> left, int64_t rows, int64_t depth, const A* pack
   }
 }
 
-// The product of left (rows, depth) with the first `depth` rows of packed panels of (all, columns). out: (rows, columns)
+// The product of left (rows, depth) with the first `depth` rows of packed panels of (all, columns).
+// out: (rows, columns)
 template <class A>
 void multiply_depth(Matrix<A> left, int64_t rows, int64_t depth, const A* packed, int64_t all, int64_t columns,
                     A* out) {

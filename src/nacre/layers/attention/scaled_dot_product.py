@@ -8,26 +8,28 @@ from torch import Tensor
 from nacre.core.choice import cpp_kernel, torch_instead, unserved
 from nacre.core.op import Op
 from nacre.core.random import new_seed
-from nacre.layers.attention import formula
+from nacre.layers.attention import packed
 from nacre.layers.attention.checks import check_attention
 
 
-def _same_batch(query: Tensor, key: Tensor, value: Tensor, *settings: Any) -> bool:
-    grouped = settings[6]
+def _same_batch(query: Tensor, key: Tensor | None, value: Tensor | None, *settings: Any) -> bool:
+    if key is None or value is None:
+        return True
     if key.shape[:-2] != value.shape[:-2]:
         return False
-    return query.shape[:-3] == key.shape[:-3] if grouped else query.shape[:-2] == key.shape[:-2]
+    enable_gqa = settings[6]
+    return query.shape[:-3] == key.shape[:-3] if enable_gqa else query.shape[:-2] == key.shape[:-2]
 
 
 _op = Op(
-    "attention(Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor? key_mask, Tensor? seed, float dropout_p,"
-    " bool is_causal, float scale, bool enable_gqa, bool need_weights)"
+    "attention(Tensor query, Tensor? key, Tensor? value, Tensor? mask, Tensor? key_mask, Tensor? seed, float dropout_p,"
+    " bool is_causal, float scale, bool enable_gqa, bool need_weights, int packed_heads)"
     " -> (Tensor output, Tensor weights, Tensor row_maximum, Tensor row_sum)",
-    forward=formula.forward,
-    backward=formula.backward,
+    forward=packed.forward,
+    backward=packed.backward,
     saved=(
         *("query", "key", "value", "mask", "key_mask", "seed", "dropout_p", "is_causal", "scale", "enable_gqa"),
-        *("need_weights", "row_maximum", "row_sum"),
+        *("need_weights", "packed_heads", "row_maximum", "row_sum"),
     ),
     gradients=("query", "key", "value", "mask", "key_mask"),
     outputs=2,
@@ -36,8 +38,8 @@ _op = Op(
         cpp_kernel(
             {
                 "queries, keys and values of the same leading dimensions, but for grouped heads": _same_batch,
-                "at least one query, key and feature": lambda query, key, value, *_: (
-                    query.numel() > 0 and key.numel() > 0 and value.numel() > 0
+                "at least one query, key and feature": lambda query, key, value, *_: all(
+                    item is None or item.numel() > 0 for item in (query, key, value)
                 ),
                 "masks of bool, float32 or the query's dtype": lambda query, key, value, mask, key_mask, *_: all(
                     item is None or item.dtype in (torch.bool, torch.float32, query.dtype) for item in (mask, key_mask)
@@ -136,7 +138,22 @@ def attend(
     seed = new_seed(query.device) if dropout_p > 0 else None
     if scale is None:
         scale = max(query.shape[-1], 1) ** -0.5  # of no features every score is 0, whatever their scale
-    return _op(query, key, value, mask, key_mask, seed, dropout_p, is_causal, scale, enable_gqa, need_weights)
+    return _op(query, key, value, mask, key_mask, seed, dropout_p, is_causal, scale, enable_gqa, need_weights, 0)
+
+
+def attend_to_itself(
+    packed: Tensor,
+    num_heads: int,
+    mask: Tensor | None,
+    key_mask: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    need_weights: bool,
+) -> tuple[Tensor, Tensor]:
+    """The same of queries, keys and values packed into one tensor (L, N, 3 H E); the output is (L, N, H E)."""
+    seed = new_seed(packed.device) if dropout_p > 0 else None
+    scale = (packed.shape[-1] // (3 * num_heads)) ** -0.5
+    return _op(packed, None, None, mask, key_mask, seed, dropout_p, is_causal, scale, False, need_weights, num_heads)
 
 
 def _is_causal_bias(mask: Tensor) -> bool:
