@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 
 from nacre.tools.cost import elements, own
 from nacre.tools.cost.products import PRODUCTS
+from nacre.tools.cost.stage import tensors
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Work:
         bytes: read and written: each argument and each result once.
         product: multiply-adds of one matrix product, where several run side by side in one call.
         dtype: of the numbers.
+        random: random numbers drawn, which torch does on one thread of a CPU.
+        own: whether it is an operator of nacre.
         known: whether the operator's cost is known; if not, only its bytes are counted.
     """
 
@@ -30,6 +33,8 @@ class Work:
     bytes: int = 0
     product: int = 0
     dtype: str = "float32"
+    random: int = 0
+    own: bool = False
     known: bool = True
 
 
@@ -52,11 +57,12 @@ def work_of(operator: Any, arguments: tuple[Any, ...], keywords: Mapping[str, An
     dtype = str(elements.first(result).dtype).removeprefix("torch.") if _has_tensor(result) else "float32"
     if space == "nacre":
         flops, elementwise, product = own.counted(name, given)
-        return Work(flops, elementwise, traffic(name, given, result), product, dtype)
+        return Work(flops, elementwise, traffic(name, given, result), product, dtype, own=True)
     if space not in ("aten", "mkldnn", "prims") or not (counted := _counted(operator, name, given, result)):
         return Work(bytes=traffic(name, given, result), dtype=dtype, known=False)
     flops, elementwise, product = counted
-    return Work(flops, elementwise, traffic(name, given, result), product, dtype)
+    drawn = elements.first(result).numel() if name in _DRAWS else 0
+    return Work(flops, elementwise, traffic(name, given, result), product, dtype, drawn)
 
 
 def _counted(operator: Any, name: str, given: Mapping[str, Any], result: Any) -> tuple[int, int, int] | None:
@@ -74,7 +80,7 @@ def _counted(operator: Any, name: str, given: Mapping[str, Any], result: Any) ->
 
 
 def _has_tensor(result: Any) -> bool:
-    return any(True for _ in tensors((result,)))
+    return any(True for _ in tensors(result))
 
 
 @functools.cache
@@ -105,10 +111,13 @@ _ONLY_WRITES = frozenset(
 )  # fmt: skip
 
 
+_DRAWS = frozenset("bernoulli uniform normal exponential rand randn native_dropout random".split())
+
+
 def traffic(name: str, given: Mapping[str, Any], result: Any) -> int:
     """Bytes read and written: each argument once, each result once; of a table that is looked up in, the rows."""
-    written = sum(size(tensor) for tensor in tensors((result,)))
-    read = list(tensors(given.values()))
+    written = sum(size(tensor) for tensor in tensors(result))
+    read = list(tensors(given))
     if name in _READS_ROWS:
         return 2 * written + sum(size(tensor) for tensor in read[1:])
     if name in _ONLY_WRITES:
@@ -122,12 +131,3 @@ def size(tensor: torch.Tensor) -> int:
         return tensor._nnz() * tensor.element_size() if tensor.is_sparse else 0
     own = math.prod(length for length, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride)
     return own * tensor.element_size() if tensor.numel() else 0
-
-
-def tensors(values: Iterable[Any]) -> Iterable[torch.Tensor]:
-    """The tensors among an operator's arguments or results, through lists and tuples."""
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from tensors(value)

@@ -73,7 +73,7 @@ def _attention(given: Mapping[str, Any], result: Any) -> Counted:
     dropped = given.get("dropout_p", 0.0) > 0
     # scale of the query; maximum, subtract, exponential, sum, divide; logarithm and addition
     elementwise = rows * features + scores * (5 + masked + dropped) + 2 * rows
-    return 2 * scores * (features + value_features), elementwise, scores * features // max(len(given["query"]), 1)
+    return 2 * scores * (features + value_features), elementwise, scores * features // _heads(given)
 
 
 def _attention_backward(given: Mapping[str, Any], result: Any) -> Counted:
@@ -81,8 +81,12 @@ def _attention_backward(given: Mapping[str, Any], result: Any) -> Counted:
     scores, rows, features, value_features = attention_sizes(*(given[name].shape for name in ("query", "key", "value")))
     masked = sum(given.get(name) is not None for name in ("attn_mask", "attn_bias")) + bool(given.get("is_causal"))
     elementwise = scores * (7 + masked) + rows + 2 * rows * features
-    one = scores * features // max(len(given["query"]), 1)
-    return 2 * scores * (3 * features + 2 * value_features), elementwise, one
+    return 2 * scores * (3 * features + 2 * value_features), elementwise, scores * features // _heads(given)
+
+
+def _heads(given: Mapping[str, Any]) -> int:
+    """The heads of all sequences, each of which has products of its own."""
+    return max(math.prod(given["query"].shape[:-2]), 1)
 
 
 def _recurrent(given: Mapping[str, Any], result: Any) -> Counted:

@@ -2,7 +2,6 @@
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +13,8 @@ from nacre.core.cost import Cost
 from nacre.tools.cost.graph import meetings
 from nacre.tools.cost.layers import spec_of
 from nacre.tools.cost.memory import Kept, Memory
-from nacre.tools.cost.operators import Work, tensors, work_of
+from nacre.tools.cost.operators import Work, work_of
+from nacre.tools.cost.stage import tensors
 
 
 @dataclass(eq=False)
@@ -89,7 +89,7 @@ class Recorder(TorchDispatchMode):
         if self._paused or operator.namespace == "prim":
             return result
         call, bill, backward, counts = self._whose(operator, node)
-        for tensor in tensors((result,)):
+        for tensor in tensors(result):
             self.memory.sees(tensor, call.name)
         if bill is not None and self.in_backward and not counts and not bill.paid and not self._stack:
             self._pay_backward(call, bill)
@@ -219,7 +219,7 @@ class Recorder(TorchDispatchMode):
 
     def _bill_of(self, module: nn.Module, arguments: Any, keywords: Any) -> _Bill | None:
         spec = spec_of(module)
-        if spec is None or any(tensor.is_nested or tensor.layout is not torch.strided for tensor in _all(arguments)):
+        if spec is None or any(tensor.is_nested or tensor.layout is not torch.strided for tensor in tensors(arguments)):
             return None
         self._paused = True
         try:
@@ -252,16 +252,5 @@ def _add(counts: Counter[str], flops: int, elementwise: int, size: int) -> None:
     counts["bytes"] += size
 
 
-def _all(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _all(item)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _all(item)
-
-
 def _shapes(value: Any) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(tensor.shape) for tensor in _all(value))
+    return tuple(tuple(tensor.shape) for tensor in tensors(value))

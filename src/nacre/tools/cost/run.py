@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nacre.core import check
 from nacre.core.cost import Cost
 from nacre.tools.cost.patches import recording
 from nacre.tools.cost.recorder import Call, Recorder
 from nacre.tools.cost.report import CostReport, CostRow
-from nacre.tools.cost.stage import Stage, is_real, staged
+from nacre.tools.cost.stage import Stage, is_real, staged, tensors
 
 
 class CostError(ValueError):
@@ -66,8 +66,7 @@ def cost(model: nn.Module, *inputs: Any, measure: bool = False, **keywords: Any)
     """
     if not isinstance(model, nn.Module):
         raise check.error(TypeError, "nacre.cost takes a torch.nn.Module", f"a {type(model).__name__}")
-    given = [tensor for tensor in _tensors((inputs, keywords))]
-    real = is_real([*given, *model.parameters(), *model.buffers()])
+    real = is_real([*tensors((inputs, keywords)), *model.parameters(), *model.buffers()])
     try:
         report = _run(model, inputs, keywords, real=False)
     except CostError as error:
@@ -91,7 +90,7 @@ def _run(model: nn.Module, inputs: Any, keywords: Any, real: bool) -> CostReport
         arguments, named = stage.values(inputs), stage.values(dict(keywords))
         recorder.memory.owns((*model.parameters(), *model.buffers()))
         parameter_bytes = recorder.memory.live
-        for tensor in _tensors((arguments, named)):
+        for tensor in tensors((arguments, named)):
             recorder.memory.sees(tensor, "")
         with recording(recorder), recorder:
             _forward_and_backward(recorder, signature, arguments, named)
@@ -106,7 +105,7 @@ def _forward_and_backward(recorder: Recorder, signature: str, arguments: Any, na
             result = model(*arguments, **named)
     except Exception as error:
         raise _refused(model, signature, arguments, named, error) from error
-    results = [tensor for tensor in _tensors(result) if tensor.requires_grad]
+    results = [tensor for tensor in tensors(result) if tensor.requires_grad]
     recorder.memory.settle()
     if not results:
         return
@@ -158,7 +157,7 @@ def _refused(
     model: nn.Module, signature: str, arguments: Any, named: Any, error: Exception, part: str = ""
 ) -> CostError:
     name = type(model).__name__
-    shapes = [str(tuple(tensor.shape)) for tensor in _tensors((arguments, named))]
+    shapes = [str(tuple(tensor.shape)) for tensor in tensors((arguments, named))]
     given = f"inputs of shape {', '.join(shapes)}" if shapes else "no input"
     if _depends_on_values(error):
         return CostError(
@@ -236,14 +235,3 @@ def _kind(module: nn.Module) -> str:
     package = type(module).__module__.split(".")[0]
     name = type(module).__name__
     return {"torch": f"torch.nn.{name}", "nacre": f"nacre.{name}"}.get(package, name)
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _tensors(item)

@@ -67,6 +67,18 @@ class Stage:
         return given
 
 
+def tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in nested tuples, lists and dicts; a packed sequence is a tuple."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors(item)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors(item)
+
+
 _PLAIN = (Tensor, nn.Parameter, nn.Buffer)
 
 
@@ -82,10 +94,10 @@ def _countable(tensor: Tensor) -> bool:
     return few and type(tensor) is Tensor and tensor.device.type == "cpu"
 
 
-def is_real(tensors: list[Tensor]) -> bool:
+def is_real(values: list[Tensor]) -> bool:
     """Whether all tensors have values."""
     fake = _fake_tensor()
-    return not any(tensor.is_meta or isinstance(tensor, fake) for tensor in tensors)
+    return not any(tensor.is_meta or isinstance(tensor, fake) for tensor in values)
 
 
 @contextlib.contextmanager
@@ -108,14 +120,15 @@ def staged(model: nn.Module, real: bool) -> Iterator[Stage]:
     before = [_snapshot(module) for module in modules]
     try:
         for module in modules:
-            for name, parameter in module._parameters.items():
+            parameters: dict[str, Any] = module._parameters
+            for name, parameter in parameters.items():
                 if parameter is None:
                     continue
                 if nn.parameter.is_lazy(parameter):
                     rule = f"every module of a model has its parameters; {type(module).__name__} has not"
                     fix = "Call the model once on real inputs first."
                     raise check.error(ValueError, rule, f"{name} without a shape", fix)
-                module._parameters[name] = stage.tensor(parameter)  # type: ignore[assignment]
+                parameters[name] = stage.tensor(parameter)
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     module._buffers[name] = buffer.clone() if real else stage.tensor(buffer)

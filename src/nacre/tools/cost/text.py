@@ -69,7 +69,7 @@ def table(report: CostReport, depth: int | None = None) -> str:
             cells.append(duration(row.limit_seconds) if whole else "")
             cells.append("" if row.share_of_limit is None or not whole else f"{row.share_of_limit:.0%}")
         lines.append(cells)
-    return "\n".join([*_aligned(lines, left=4), "", *summary(report)])
+    return "\n".join([*aligned(lines, left=4), "", *summary(report)])
 
 
 def summary(report: CostReport) -> list[str]:
@@ -117,7 +117,7 @@ def _share(report: CostReport, bill: Cost) -> str:
     return f"{work(bill) / whole:.1%}" if whole else ""
 
 
-def _aligned(lines: list[list[str]], left: int) -> list[str]:
+def aligned(lines: list[list[str]], left: int) -> list[str]:
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return [
         "  ".join(
