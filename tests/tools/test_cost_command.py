@@ -175,6 +175,7 @@ def test_predictions_add_up():
 def test_speeds_are_measured_once_and_a_damaged_file_anew(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(speed, "SIDES", (8,))
+    monkeypatch.setattr(speed, "other_load", lambda: 0.0)
     monkeypatch.setattr(speed, "SIZES", (2**12,))
     first = speed.machine_speeds(["float32"])
     assert speed.machine_speeds(["float32"]) == first  # times differ from one measurement to the next
@@ -193,6 +194,11 @@ def test_speeds_are_measured_once_and_a_damaged_file_anew(tmp_path, monkeypatch)
     path.write_text(json.dumps(first.as_json()))
     both = speed.machine_speeds(["float64"])  # another dtype is measured beside what is known
     assert set(both.products) == {"float32", "float64"} and both.kept == first.kept
+    monkeypatch.setattr(speed, "other_load", lambda: 1.0)
+    path.unlink()
+    assert "not quiet" in speed.machine_speeds(["float32"]).warnings[0] and not path.exists()
+    monkeypatch.setattr(speed, "other_load", lambda: 0.0)
+    path.touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(path))  # a file where a folder should be
     assert speed.machine_speeds(["float32"]).draws > 0
 

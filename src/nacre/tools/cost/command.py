@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TARGET",
         help="another target to compare with; 'nacre' or 'torch' for the same model of the other's layers",
     )
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write the bill as a page")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the bill as a page, with the time to expect")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
     parser.add_argument("--debug", action="store_true", help="show where an error comes from")
 
@@ -129,7 +129,7 @@ def _bill(target: Target, arguments: argparse.Namespace, layers: str | None = No
         report = cost(model, *inputs)
     if arguments.measure:
         _measure(report, model, inputs)
-    elif arguments.predict:
+    elif arguments.predict or arguments.html:
         report.predict()
     return report
 

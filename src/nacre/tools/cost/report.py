@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nacre.core.cost import Cost
-from nacre.tools.bench.results import Machine
+from nacre.tools.bench.results import Ceilings, Machine
 
 COUNTS = tuple(one.name for one in fields(Cost))
 
@@ -99,6 +99,8 @@ class CostReport:
         unknown: operators without a known cost, and how often they ran; only their bytes are in the bill.
         real: whether the model ran on real numbers, since fake ones could not tell what it does.
         machine: where times were measured or predicted.
+        warnings: what speaks against trusting the times.
+        ceilings: the best speeds of that machine, from which the limits follow.
     """
 
     model: str
@@ -111,6 +113,8 @@ class CostReport:
     unknown: Mapping[str, int]
     real: bool = False
     machine: Machine | None = None
+    ceilings: Ceilings | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def total(self) -> Cost:
@@ -197,6 +201,8 @@ class CostReport:
             "unknown": dict(self.unknown),
             "real": self.real,
             "machine": None if self.machine is None else asdict(self.machine),
+            "ceilings": None if self.ceilings is None else asdict(self.ceilings),
+            "warnings": list(self.warnings),
             "rows": [row.as_json() for row in self.rows],
         }
 

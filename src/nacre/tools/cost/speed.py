@@ -23,7 +23,8 @@ from nacre.applications.files import replacing
 from nacre.core.choice import kernels_at_any_size
 from nacre.layers.layer_norm import layer_norm
 from nacre.tools.bench.ceilings import copy_bandwidth, matrix_peak
-from nacre.tools.bench.machine import describe
+from nacre.tools.bench.machine import describe, other_load, warnings
+from nacre.tools.bench.results import Ceilings
 from nacre.tools.bench.selection import DTYPES
 from nacre.tools.cost.operators import Work
 from nacre.tools.cost.report import CostReport
@@ -49,6 +50,7 @@ class Speeds:
         draws: random numbers a second, as torch draws a mask.
         call: seconds of the smallest call of an operator of torch, autograd's part included: forward and backward.
         own_call: the same of one of nacre's.
+        warnings: what speaks against trusting them.
     """
 
     products: Mapping[str, Curve]
@@ -57,6 +59,7 @@ class Speeds:
     draws: float
     call: tuple[float, float]
     own_call: tuple[float, float]
+    warnings: tuple[str, ...] = ()
 
     def seconds(self, work: Work, backward: bool) -> float:
         """The time to expect for one call of an operator."""
@@ -67,10 +70,10 @@ class Speeds:
         traffic = work.bytes / at(memory, max(work.bytes // 2, 1)) if work.bytes else 0.0
         return max(products, traffic, work.random / self.draws) + (self.own_call if work.own else self.call)[backward]
 
-    def limit(self, flops: int, size: int, dtype: str) -> float:
-        """The least time for so many FLOPs and bytes, at the best speeds that were measured."""
+    def ceilings(self, dtype: str) -> Ceilings:
+        """The best that was measured: products of a dtype, and copies too large for the caches."""
         curve = self.products.get(dtype) or next(iter(self.products.values()))
-        return max(flops / max(curve.values()), size / self.kept[max(self.kept)])
+        return Ceilings(max(curve.values()), self.kept[max(self.kept)])
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, for a file."""
@@ -141,15 +144,16 @@ def predict(report: CostReport, speeds: Speeds | None = None) -> None:
     """
     dtypes = _dtypes(report)
     speeds = speeds or machine_speeds(dtypes)
-    report.machine = describe()
+    report.warnings = speeds.warnings
+    report.machine, report.ceilings = describe(), speeds.ceilings(dtypes[0])
     for place in reversed(range(len(report.rows))):  # what lies within comes after
         row = report.rows[place]
         within = [report.rows[child] for child in report.children(place)]
         own = sum(count * speeds.seconds(work, False) for work, count in row.forward_work.items())
         own += sum(count * speeds.seconds(work, True) for work, count in row.backward_work.items())
         row.predicted_seconds = own + sum(child.predicted_seconds or 0.0 for child in within)
-        least = speeds.limit(row.own.flops, row.own.bytes, dtypes[0])
-        least += speeds.limit(row.own.backward_flops, row.own.backward_bytes, dtypes[0])
+        least = report.ceilings.seconds(row.own.flops, row.own.bytes)
+        least += report.ceilings.seconds(row.own.backward_flops, row.own.backward_bytes)
         row.limit_seconds = least + sum(child.limit_seconds or 0.0 for child in within)
 
 
@@ -179,6 +183,8 @@ def cache_file() -> Path:
 def machine_speeds(dtypes: list[str]) -> Speeds:
     """This machine's speeds, from the file or measured now; a damaged file is measured anew.
 
+    What was measured while other processes worked is not kept.
+
     Args:
         dtypes: those whose products are asked for.
     """
@@ -189,6 +195,7 @@ def machine_speeds(dtypes: list[str]) -> Speeds:
         known = None
     if known is not None and all(dtype in known.products for dtype in dtypes):
         return known
+    doubts = tuple(warnings(other_load()))
     products = {} if known is None else dict(known.products)
     for dtype in dtypes:
         if dtype not in products:
@@ -199,6 +206,8 @@ def machine_speeds(dtypes: list[str]) -> Speeds:
         kept = {size: copy_bandwidth(size) for size in SIZES}
         fresh = {size: _fresh(size) for size in SIZES}
         speeds = Speeds(products, kept, fresh, _draws(2**20), _call(_torchs), _call(_own))
+    if doubts:
+        return replace(speeds, warnings=doubts)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:

@@ -89,6 +89,7 @@ def summary(report: CostReport) -> list[str]:
     if root.measured_seconds is not None:
         reached = "" if root.share_of_limit is None else f", {root.share_of_limit:.0%} of what the machine can do"
         lines.append(f"            {duration(root.measured_seconds)} measured{reached}")
+    lines += [f"WARNING     {text}" for text in report.warnings]
     if report.unknown:
         names = ", ".join(f"{name} ({count})" for name, count in sorted(report.unknown.items()))
         lines.append(f"NOT COUNTED, only their traffic: {names}")
