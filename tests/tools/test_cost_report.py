@@ -8,6 +8,8 @@ import time
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
+from torch.nn.utils.rnn import pack_sequence
 
 import nacre
 from tests.tools.architectures import BERT, GPT2, ViT
@@ -167,6 +169,27 @@ def test_control_flow_by_values():
     assert report.real and report.flops == 2 * 3 * 16
     assert nacre.cost(model, -torch.ones(3, 4)).flops == 2 * 2 * 3 * 16
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_whole_numbers_keep_their_values():
+    class Loss(nn.Module):
+        def forward(self, x, target, lengths):
+            return functional.cross_entropy(x[: int(lengths.max())], target)
+
+    x, target, lengths = torch.zeros(5, 4, requires_grad=True), torch.tensor([0, 1, 3]), torch.tensor([2, 3])
+    report = nacre.cost(Loss(), x, target, lengths)
+    # logits of 3 rows: log-softmax 5 a value and 1 a row, the loss 2 a row; the larger of two lengths takes two
+    assert not report.real and report.elementwise_flops == 5 * 12 + 3 + 2 * 3 + 2
+    packed = pack_sequence([torch.zeros(3, 4), torch.zeros(2, 4)])
+    assert not nacre.cost(nacre.LSTM(4, 4), packed).real
+
+
+def test_without_gradients_there_is_no_backward():
+    model = nn.Linear(4, 4)
+    for without in (torch.no_grad(), torch.inference_mode()):
+        with without:
+            report = nacre.cost(model, torch.zeros(3, 4))
+        assert (report.flops, report.backward_flops, report.saved_bytes) == (96, 0, 0)
 
 
 # ---- forms

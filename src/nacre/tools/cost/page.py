@@ -149,7 +149,8 @@ def _drawn(bill: Values, timed: bool, expected: bool) -> list[dict[str, Any]]:
             for key, sums in within[row["parent"]].items():
                 within[row["parent"]][key] = sums + (row[key] or 0.0)
     drawn = []
-    for row, inner in zip(rows, within, strict=True):
+    with_children = {row["parent"] for row in rows}
+    for place, (row, inner) in enumerate(zip(rows, within, strict=True)):
         own, total = row["own"], row["total"]
         seconds = row["measured_seconds"] if timed else row["predicted_seconds"]
         work, traffic = own["flops"] + own["backward_flops"], own["bytes"] + own["backward_bytes"]
@@ -166,7 +167,9 @@ def _drawn(bill: Values, timed: bool, expected: bool) -> list[dict[str, Any]]:
         for key in ("predicted_seconds",) * expected + ("measured_seconds",) * timed:
             values[key] = max((row[key] or 0.0) - inner[key], 0.0)
             text[key] = duration(row[key])
-        own_seconds = (seconds or 0.0) - inner["measured_seconds" if timed else "predicted_seconds"]
+        # calls are timed one by one: what a call takes beside those within it is known only where there are none
+        alone = not timed or place not in with_children
+        own_seconds = (seconds or 0.0) - inner["predicted_seconds"] * (not timed) if alone else 0.0
         drawn.append(
             {
                 "label": _label(row),

@@ -86,7 +86,7 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, operator: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
         node = torch._C._current_autograd_node()
         result = operator(*arguments, **(keywords or {}))
-        if self._paused or operator.namespace == "prim":
+        if self._paused or operator.namespace in ("prim", "profiler"):
             return result
         call, bill, backward, counts = self._whose(operator, node)
         for tensor in tensors(result):

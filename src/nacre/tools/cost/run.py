@@ -45,6 +45,7 @@ def cost(model: nn.Module, *inputs: Any, measure: bool = False, **keywords: Any)
 
     Args:
         model: any module; its mode, training or evaluation, and which parameters ask for a gradient, decide what runs.
+            Within ``torch.no_grad()`` the bill is that of the forward alone.
         inputs: what its forward takes: tensors with values, fake ones or ones of the device ``meta``, in lists, tuples
             and dicts too.
         measure: time each row's forward and backward on this machine too; needs real tensors. Default: False.
@@ -86,13 +87,14 @@ def cost(model: nn.Module, *inputs: Any, measure: bool = False, **keywords: Any)
 def _run(model: nn.Module, inputs: Any, keywords: Any, real: bool) -> CostReport:
     recorder = Recorder(model)
     signature = str(inspect.signature(model.forward))
-    with staged(model, real) as stage, _quiet(stage, real):
+    asked = torch.is_grad_enabled()  # in inference mode it is not, and tensors made there cannot be recorded elsewhere
+    with torch.inference_mode(False), torch.set_grad_enabled(asked), staged(model, real) as stage:
         arguments, named = stage.values(inputs), stage.values(dict(keywords))
         recorder.memory.owns((*model.parameters(), *model.buffers()))
         parameter_bytes = recorder.memory.live
         for tensor in tensors((arguments, named)):
             recorder.memory.sees(tensor, "")
-        with recording(recorder), recorder:
+        with _quiet(stage, real), recording(recorder), recorder:
             _forward_and_backward(recorder, signature, arguments, named)
     return _report(recorder, model, parameter_bytes, real)
 
@@ -101,7 +103,7 @@ def _forward_and_backward(recorder: Recorder, signature: str, arguments: Any, na
     model = recorder.root.module
     hooks = torch.autograd.graph.saved_tensors_hooks(recorder.keep, lambda kept: kept.tensor)
     try:
-        with torch.enable_grad(), hooks:
+        with hooks:
             result = model(*arguments, **named)
     except Exception as error:
         raise _refused(model, signature, arguments, named, error) from error
