@@ -19,6 +19,7 @@ _PLANE = 64  # values of an image of 8 x 8, whose rows fill half a vector
 _TAPS = 9
 _PIXELS = 196  # an image of 14 x 14
 _FEW, _FEW_LAST = 8, 4  # input channels
+_SMALL = 8192
 
 
 def _torchs(function: Callable[..., Any]) -> Kernel:
@@ -71,6 +72,24 @@ _POINTWISE = {
     "one group, kernels of one value, stride 1 and no padding": _one_by_one,
     f"images of at least {_PIXELS} values, or channels-last memory": _large_for_product,
 }
+
+
+def best_left_to_torch(input: Tensor, weight: Tensor, groups: int) -> str:
+    """Why torch's own operator is the fastest, its autograd included; empty where a kernel of nacre may take part."""
+    tensors = type(input) is Tensor and isinstance(weight, Tensor)
+    if not tensors or not input.is_cpu or input.dim() < 3 or weight.dim() != 4:
+        return ""
+    if input.dtype not in _EXACT:
+        return "half precision is torch's own"
+    channels, rows, columns = weight.shape[1:]
+    if channels == 1:
+        own = input.shape[-2] * input.shape[-1] > _PLANE or rows * columns > _TAPS
+    else:
+        own = groups == 1 and (rows == columns == 1 or (channels <= _FEW and input.requires_grad))
+    if not own:
+        return "torch's own kernels are the fastest for kernels of several values over several channels"
+    return f"under {_SMALL:,} values torch's own operator is faster" if input.numel() < _SMALL else ""
+
 
 KERNELS = (
     cpp_kernel({**_DEPTHWISE, f"images of more than {_PLANE} values": _large_plane}, _EXACT),
