@@ -42,6 +42,7 @@ def random_few_channels(draw):
 
 
 POINTWISE = ([1, 1], [0, 0, 0, 0], [1, 1], 1)
+LAST = torch.channels_last
 MIXED = "C++ (input) and torch kernel"
 
 
@@ -267,11 +268,21 @@ def test_errors_of_calls_which_are_torchs_are_as_clear():
         (nacre.Conv2d(12, 9, 1), (99, 12, 13, 13), "torch kernel", "torch kernel"),
         (nacre.Conv2d(3, 9, 3), (99, 3, 9, 9), "torch kernel", MIXED),
         (nacre.Conv2d(6, 6, 5, groups=6), (99, 6, 8, 8), "torch kernel", "C++ kernel"),
+        (nacre.Conv2d(6, 6, 5, groups=6).to(memory_format=LAST), (99, 6, 9, 9), "torch kernel", "C++ kernel"),
+        (nacre.Conv2d(6, 6, 3, groups=6).to(memory_format=LAST), (99, 6, 9, 9), "torch kernel", "torch kernel"),
     ],
 )
 def test_which_kernel_runs(layer, shape, forward, backward):
+    input = torch.randn(shape, requires_grad=True)
     with record_choices() as choices:
-        layer(torch.randn(shape, requires_grad=True)).sum().backward()
+        output = layer(input)
+        found = torch.autograd.grad(output, [input, *layer.parameters()], torch.ones_like(output))
+    expected = torchs_conv2d(input, layer.weight, layer.bias, groups=layer.groups)
+    wanted = torch.autograd.grad(expected, [input, *layer.parameters()], torch.ones_like(output))
+    for one, other in zip((output, *found), (expected, *wanted), strict=True):
+        # float32, sums of thousands of values in another order
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+        assert one.stride() == other.stride()
     assert [choice.implementation for choice in choices] == [forward, backward], choices
     assert forward == "C++ kernel" or "the C++ kernel asks for" in choices[0].reason
     assert str(nacre.explain(layer, torch.randn(shape, requires_grad=True))).startswith(f"conv2d: {forward} (")

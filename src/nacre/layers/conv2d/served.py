@@ -55,10 +55,13 @@ def _large_for_product(input: Tensor, weight: Tensor, *_: Any) -> bool:
     return input.shape[2] * input.shape[3] >= _PIXELS or not _in_planes(input, weight) or at_any_size()
 
 
+def _in_planes_or_large_kernel(input: Tensor, weight: Tensor, *_: Any) -> bool:
+    return weight.shape[2] * weight.shape[3] > _TAPS or _in_planes(input, weight)
+
+
 _DEPTHWISE = {
     "images": _has_images,
     "one input channel a group": lambda input, weight, *_: weight.shape[1] == 1,
-    "images whose channels lie one after another": _in_planes,
 }
 
 _FEW_CHANNELS = {
@@ -92,14 +95,26 @@ def best_left_to_torch(input: Tensor, weight: Tensor, groups: int) -> str:
 
 
 KERNELS = (
-    cpp_kernel({**_DEPTHWISE, f"images of more than {_PLANE} values": _large_plane}, _EXACT),
+    cpp_kernel(
+        {
+            **_DEPTHWISE,
+            "images whose channels lie one after another": _in_planes,
+            f"images of more than {_PLANE} values": _large_plane,
+        },
+        _EXACT,
+    ),
     cpp_kernel(_POINTWISE, _EXACT),
     _torchs(by_torch.forward),
 )
 
 BACKWARD_KERNELS = (
     cpp_kernel(
-        {**_DEPTHWISE, f"images of more than {_PLANE} values or more than {_TAPS} taps": _large_plane_or_kernel}, _EXACT
+        {
+            **_DEPTHWISE,
+            f"images whose channels lie one after another, or more than {_TAPS} taps": _in_planes_or_large_kernel,
+            f"images of more than {_PLANE} values, or more than {_TAPS} taps": _large_plane_or_kernel,
+        },
+        _EXACT,
     ),
     cpp_kernel(_POINTWISE, _EXACT),
     dataclasses.replace(
