@@ -18,7 +18,7 @@ _EXACT = (torch.float32, torch.float64)
 _PLANE = 64  # values of an image of 8 x 8, whose rows fill half a vector
 _TAPS = 9
 _PIXELS = 196  # an image of 14 x 14
-_FEW, _FEW_LAST = 8, 4  # input channels
+_FEW = 8  # input channels
 _SMALL = 8192
 
 
@@ -42,10 +42,6 @@ def _large_plane_or_kernel(input: Tensor, weight: Tensor, *_: Any) -> bool:
     return _large_plane(input) or weight.shape[2] * weight.shape[3] > _TAPS
 
 
-def _few_channels(input: Tensor, weight: Tensor, *_: Any) -> bool:
-    return weight.shape[1] <= (_FEW if _in_planes(input, weight) else _FEW_LAST)
-
-
 def _one_by_one(input: Tensor, weight: Tensor, bias: Tensor | None, *numbers: Any) -> bool:
     stride, padding, _, groups = numbers
     return groups == max(weight.shape[2:]) == max(stride) == 1 and not any(padding)
@@ -67,7 +63,7 @@ _DEPTHWISE = {
 _FEW_CHANNELS = {
     "images": _has_images,
     "one group": lambda *arguments: arguments[-1] == 1,
-    f"at most {_FEW} input channels, {_FEW_LAST} in channels-last memory": _few_channels,
+    f"at most {_FEW} input channels": lambda input, weight, *_: weight.shape[1] <= _FEW,
 }
 
 _POINTWISE = {
