@@ -40,7 +40,14 @@ TESTS_OF_KERNELS = {
     "shared": ["test_native", "test_cpu_math", "layers/test_layer_norm", "layers/test_softmax"],
     "others": [
         f"layers/test_{name}"
-        for name in ("activation_kernel", "cross_entropy_kernel", "dropout", "embedding", "linear_kernel")
+        for name in (
+            "activation_kernel",
+            "cross_entropy_kernel",
+            "dropout",
+            "embedding",
+            "linear_kernel",
+            "conv2d_kernel",
+        )
     ],
 }
 

@@ -182,8 +182,19 @@ def torch_is_ahead(name: str, input: Any, under: str) -> bool:
         input: the first input.
         under: that size, in words.
     """
+    return whole_by_torch(name, input, f"under {under} torch's own operator is faster")
+
+
+def whole_by_torch(name: str, input: Any, reason: str) -> bool:
+    """Whether a call which torch's own operator serves best, its autograd included, is left to it: outside tests it is.
+
+    Args:
+        name: the op's name, for :func:`nacre.explain`.
+        input: the first input.
+        reason: why torch's operator serves it best.
+    """
     if type(input) is not torch.Tensor or not _small_calls_to_torch or torch.compiler.is_compiling():
         return False
     if recorders:
-        record(name, "torch", f"under {under} torch's own operator is faster")
+        record(name, "torch", reason)
     return True

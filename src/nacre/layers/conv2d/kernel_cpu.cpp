@@ -25,6 +25,13 @@ A* writable(const Tensor& tensor, bool wanted = true) {
   return wanted ? static_cast<A*>(tensor.mutable_data_ptr()) : nullptr;
 }
 
+// A new tensor which lies as `shape` says, or as `other` says where those are the same places: of dimensions of size 1
+// the strides differ then, and torch's are those of `other`.
+Tensor result_like(const Sizes& sizes, const Shape& shape, const Shape& other, ScalarType dtype) {
+  const Sizes strides = shape.strides(sizes), others = other.strides(sizes);
+  return new_tensor(sizes, same_places(sizes, strides, others) ? others : strides, dtype);
+}
+
 Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Numbers& stride,
                const Numbers& padding, const Numbers& dilation, int64_t groups) {
   const Shape shape = shape_of(input, weight, stride, padding, dilation, groups);
@@ -36,16 +43,17 @@ Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Te
   const Tensor w = contiguous_as(weight, dtype);
   std::optional<Tensor> b;
   if (bias) b = contiguous_as(*bias, dtype);
-  const Sizes strides = shape.strides(shape.output());
   const bool pointwise = is_pointwise(shape, groups);
-  const Tensor x = pointwise ? laid_out(input, shape.strides(shape.input())) : contiguous_as(input, dtype);
-  const Tensor y = pointwise ? new_tensor(shape.output(), strides, dtype) : new_tensor(shape.output(), dtype);
+  Shape lies = shape;
+  lies.channels_last = pointwise && shape.channels_last;
+  const Tensor x = laid_out(input, lies.strides(shape.input()));
+  const Tensor y = result_like(shape.output(), lies, shape, dtype);
   with_exact_type(dtype, [&](auto type) {
     using A = decltype(type);
     (pointwise ? forward_pointwise<A> : forward_planes<A>)(shape, read_only<A>(x), read_only<A>(w), values<A>(b),
                                                            writable<A>(y));
   });
-  return laid_out(y, strides);
+  return laid_out(y, shape.strides(shape.output()));
 }
 
 using ThreeGradients = std::tuple<Tensor, Tensor, Tensor>;
@@ -58,8 +66,8 @@ ThreeGradients every_gradient(const Shape& shape, const Tensor& g, const Tensor&
   const Tensor w = contiguous_as(weight, dtype);
   const Sizes weight_sizes = sizes_of(weight);
   Tensor grad_input, grad_weight, grad_bias;
-  if (needs[0]) grad_input = new_tensor(shape.input(), lies.strides(shape.input()), dtype);
-  if (needs[1]) grad_weight = new_tensor(weight_sizes, lies.strides(weight_sizes), dtype);
+  if (needs[0]) grad_input = result_like(shape.input(), lies, shape, dtype);
+  if (needs[1]) grad_weight = result_like(weight_sizes, lies, shape, dtype);
   if (needs[2]) grad_bias = new_tensor({shape.kernels}, dtype);
   with_exact_type(dtype, [&](auto type) {
     using A = decltype(type);
@@ -77,7 +85,7 @@ ThreeGradients backward(const Tensor& grad, const Tensor& input, const Tensor& w
   const Shape shape = shape_of(input, weight, stride, padding, dilation, groups);
   const ScalarType dtype = input.scalar_type();
   STD_TORCH_CHECK(needs.size() == 3, "conv2d: three gradients are asked for or not");
-  STD_TORCH_CHECK(grad.scalar_type() == dtype && sizes_of(grad) == shape.output(),
+  STD_TORCH_CHECK(grad.is_cpu() && grad.scalar_type() == dtype && sizes_of(grad) == shape.output(),
                   "conv2d: the gradient has the shape and dtype of the output");
   if (is_depthwise(shape, groups)) {
     Shape planes = shape;

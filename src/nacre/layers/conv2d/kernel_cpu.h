@@ -67,6 +67,7 @@ inline Axis axis_of(int64_t size, int64_t taps, int64_t stride, int64_t dilation
 
 inline Shape shape_of(const Tensor& input, const Tensor& weight, const Numbers& stride, const Numbers& padding,
                       const Numbers& dilation, int64_t groups) {
+  STD_TORCH_CHECK(input.is_cpu() && weight.is_cpu(), "conv2d: this kernel takes tensors on the CPU");
   STD_TORCH_CHECK(input.dim() == 4 && weight.dim() == 4, "conv2d: the input and the weight have four dimensions");
   STD_TORCH_CHECK(stride.size() == 2 && padding.size() == 4 && dilation.size() == 2,
                   "conv2d: two strides, four paddings and two dilations are given");

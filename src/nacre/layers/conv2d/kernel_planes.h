@@ -102,10 +102,11 @@ inline void correlate_block(const A* from, int64_t row_step, const int64_t* plac
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t v = 0; v < vectors; ++v) {
       A* to = out + row * out_step + v * lanes<A>;
-      if ((v + 1) * lanes<A> <= columns)
+      const int64_t left = std::min(columns - v * lanes<A>, lanes<A>);
+      if (left == lanes<A>)
         store(to, sums[row][v], Whole{});
       else
-        store(to, sums[row][v], Part{columns - v * lanes<A>});
+        store(to, sums[row][v], Part{left});
     }
 }
 

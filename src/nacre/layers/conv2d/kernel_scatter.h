@@ -11,51 +11,43 @@
 
 namespace nacre::conv2d {
 
-constexpr int64_t band_rows = 16;
+constexpr int64_t band_rows = 8;
 constexpr int64_t most_taps = 12;                          // with two vectors each: 24 sums of 32 registers,
 constexpr int64_t side_by_side = vector_bytes == 64 ? 2 : 1;  // or 12 of 16
 
-// Adds to[tap] + i += sum over E of w[e, tap] g[e, i] for `taps` taps and `vectors` vectors.
-// w: (E, `step`), g: (E, `columns`)
+// sums[tap, i] += sum over E of w[e, tap] g[e, i] for `taps` taps and `vectors` vectors.
+// w: (E, `step`), g: (E, `columns`), sums: (taps, `columns`)
 template <class A, int64_t taps, int64_t vectors>
-inline void scatter_block(const A* w, int64_t step, const A* g, int64_t columns, int64_t depth, A* const* to) {
-  Vector<A> sums[taps][vectors] = {};
+inline void scatter_block(const A* w, int64_t step, const A* g, int64_t columns, int64_t depth, A* sums) {
+  Vector<A> parts[taps][vectors] = {};
   for (int64_t e = 0; e < depth; ++e) {
     Vector<A> grads[vectors];
     for (int64_t v = 0; v < vectors; ++v) grads[v] = load(g + e * columns + v * lanes<A>, Whole{});
     for (int64_t tap = 0; tap < taps; ++tap) {
       const Vector<A> weight = every(w[e * step + tap]);
-      for (int64_t v = 0; v < vectors; ++v) sums[tap][v] = multiply_add<A>(weight, grads[v], sums[tap][v]);
+      for (int64_t v = 0; v < vectors; ++v) parts[tap][v] = multiply_add<A>(weight, grads[v], parts[tap][v]);
     }
   }
   for (int64_t tap = 0; tap < taps; ++tap)
     for (int64_t v = 0; v < vectors; ++v) {
-      A* at = to[tap] + v * lanes<A>;
-      store(at, load(at, Whole{}) + sums[tap][v], Whole{});
+      A* to = sums + tap * columns + v * lanes<A>;
+      store(to, load(to, Whole{}) + parts[tap][v], Whole{});
     }
 }
 
-// The same for whole rows of `columns` values. to: where each tap's sums begin
+// The same for whole rows.
 template <class A, int64_t taps>
-void scatter_row(const A* w, int64_t step, const A* g, int64_t columns, int64_t depth, A* const* to) {
-  A* at[taps];
-  for (int64_t i = 0; i < columns;) {
-    for (int64_t tap = 0; tap < taps; ++tap) at[tap] = to[tap] + i;
-    const int64_t wide = side_by_side * lanes<A>;
-    if (i + wide <= columns) {
-      scatter_block<A, taps, side_by_side>(w, step, g + i, columns, depth, at);
-      i += wide;
-    } else {
-      scatter_block<A, taps, 1>(w, step, g + i, columns, depth, at);
-      i += lanes<A>;
-    }
-  }
+void scatter_row(const A* w, int64_t step, const A* g, int64_t columns, int64_t depth, A* sums) {
+  int64_t i = 0;
+  for (; i + side_by_side * lanes<A> <= columns; i += side_by_side * lanes<A>)
+    scatter_block<A, taps, side_by_side>(w, step, g + i, columns, depth, sums + i);
+  for (; i < columns; i += lanes<A>) scatter_block<A, taps, 1>(w, step, g + i, columns, depth, sums + i);
 }
 
 template <class A, size_t... Counts>
-void scatter_taps(int64_t taps, const A* w, int64_t step, const A* g, int64_t columns, int64_t depth, A* const* to,
+void scatter_taps(int64_t taps, const A* w, int64_t step, const A* g, int64_t columns, int64_t depth, A* sums,
                   std::index_sequence<Counts...>) {
-  ((taps == Counts + 1 ? scatter_row<A, Counts + 1>(w, step, g, columns, depth, to) : void()), ...);
+  ((taps == Counts + 1 ? scatter_row<A, Counts + 1>(w, step, g, columns, depth, sums) : void()), ...);
 }
 
 template <class A>
@@ -67,7 +59,7 @@ class Scatter {
                        shape.columns.most_shift() + packed_columns_)) {}
 
   int64_t packed_values() const { return shape_.kernels * packed_columns_; }
-  int64_t band_values() const { return band_rows * row_values(); }
+  int64_t band_values() const { return band_rows * row_values() + shape_.columns.stride * part_; }
 
   // Rows [begin, end) of one sample. packed: scratch whose margins are zero; band: scratch
   void operator()(int64_t sample, int64_t begin, int64_t end, A* packed, A* band, A* grad_x) const {
@@ -84,7 +76,8 @@ class Scatter {
         add(i, packed, band + (row - begin) * row_values());
       }
     }
-    for (int64_t row = begin; row < end; ++row) write(band + (row - begin) * row_values(), sample, row, grad_x);
+    A* folded = band + band_rows * row_values();
+    for (int64_t row = begin; row < end; ++row) write(band + (row - begin) * row_values(), folded, sample, row, grad_x);
   }
 
   // weights: (I, E, C J) from w: (E, C, I, J)
@@ -98,7 +91,8 @@ class Scatter {
   }
 
  private:
-  int64_t row_values() const { return shape_.channels * shape_.columns.stride * part_; }
+  int64_t row_taps() const { return shape_.channels * shape_.columns.taps; }
+  int64_t row_values() const { return row_taps() * packed_columns_; }
 
   // packed: (E, packed columns) of row p of the outputs' gradients
   void pack(int64_t sample, int64_t p, A* packed) const {
@@ -113,26 +107,30 @@ class Scatter {
       for (int64_t q = 0; q < outputs; ++q) packed[e * packed_columns_ + q] = from[q * kernels + e];
   }
 
-  // Adds the products of tap row i. row: (C, phases, part)
+  // Adds the products of tap row i. row: (C J, packed columns)
   void add(int64_t i, const A* packed, A* row) const {
-    const Axis& columns = shape_.columns;
-    const int64_t taps = shape_.channels * columns.taps, blocks = (taps + most_taps - 1) / most_taps;
+    const int64_t taps = row_taps(), blocks = (taps + most_taps - 1) / most_taps;
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t first = taps * block / blocks, count = taps * (block + 1) / blocks - first;
-      A* to[most_taps];
-      for (int64_t tap = 0; tap < count; ++tap) {
-        const int64_t c = (first + tap) / columns.taps, j = (first + tap) % columns.taps;
-        to[tap] = row + (c * columns.stride + columns.phase(j)) * part_ + columns.shift(j);
-      }
-      scatter_taps(count, weights_ + i * shape_.kernels * taps + first, taps, packed, packed_columns_, shape_.kernels, to,
-                   std::make_index_sequence<most_taps>());
+      scatter_taps(count, weights_ + i * shape_.kernels * taps + first, taps, packed, packed_columns_, shape_.kernels,
+                   row + first * packed_columns_, std::make_index_sequence<most_taps>());
     }
   }
 
-  void write(const A* row, int64_t sample, int64_t a, A* grad_x) const {
+  // Adds the taps of a channel. row: (J, packed columns), folded: (phases, part)
+  void fold(const A* row, A* folded) const {
+    std::fill_n(folded, shape_.columns.stride * part_, A(0));
+    for (int64_t j = 0; j < shape_.columns.taps; ++j, row += packed_columns_) {
+      A* to = folded + shape_.columns.phase(j) * part_ + shape_.columns.shift(j);
+      over_row<A>(packed_columns_, [&](int64_t i, auto which) { store(to + i, load(to + i, which) + load(row + i, which), which); });
+    }
+  }
+
+  void write(const A* row, A* folded, int64_t sample, int64_t a, A* grad_x) const {
     const int64_t width = shape_.columns.size, stride = shape_.columns.stride, left = shape_.columns.before;
-    for (int64_t c = 0; c < shape_.channels; ++c, row += stride * part_) {
-      const auto at = [&](int64_t column) { return row + column % stride * part_ + column / stride; };
+    const auto at = [&](int64_t column) { return folded + column % stride * part_ + column / stride; };
+    for (int64_t c = 0; c < shape_.channels; ++c, row += shape_.columns.taps * packed_columns_) {
+      fold(row, folded);
       if (shape_.channels_last) {
         A* to = grad_x + (sample * shape_.rows.size + a) * width * shape_.channels + c;
         for (int64_t b = 0; b < width; ++b) to[b * shape_.channels] = *at(b + left);
@@ -140,7 +138,7 @@ class Scatter {
       }
       A* to = grad_x + ((sample * shape_.channels + c) * shape_.rows.size + a) * width;
       if (stride == 1)
-        std::copy(row + left, row + left + width, to);
+        std::copy(folded + left, folded + left + width, to);
       else if (stride == 2)
         weave_row(at(left), at(left + 1), width, to);
       else

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nacre.core import check
-from nacre.core.choice import torch_instead, unserved
+from nacre.core.choice import torch_instead, unserved, whole_by_torch
 from nacre.core.op import Op
 from nacre.layers.conv2d import formula, served
 from nacre.layers.conv2d.cost import outputs
@@ -84,8 +84,10 @@ class Conv2d(torch.nn.Conv2d):
           sides of the padding together, and Q alike; in channels-last memory where the input or the weight is
 
     Numerics:
-        One matrix product of the kernels with the copied windows; float16 and bfloat16 are multiplied and summed in
-        float32 and rounded once. Under autocast it runs in the lower precision.
+        float16 and bfloat16 are multiplied and summed in float32 and rounded once. Under autocast it runs in the lower
+        precision. On the CPU, nacre's kernels (one input channel a group, kernels of one value, the gradient of an
+        input of few channels) give the same bits for any number of threads; torch's, which serve the rest, sum the
+        gradient of the weight in an order that depends on that number.
 
     Raises:
         ValueError: the constructor's arguments do not fit together.
@@ -163,6 +165,16 @@ def conv2d(
         >>> nacre.functional.conv2d(image, torch.tensor([[[[-1.0, 1.0]]]]))
         tensor([[[1., 2., 3.]]])
     """
+    usual = isinstance(weight, Tensor) and not isinstance(padding, str)
+    if (
+        usual
+        and (reason := served.best_left_to_torch(input, weight, groups))
+        and whole_by_torch("conv2d", input, reason)
+    ):
+        try:
+            return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
+        except (RuntimeError, TypeError):
+            pass  # what follows says more clearly what is wrong
     if reason := _unusual(input, weight, stride, padding, dilation, groups) or unserved(input, weight, bias):
         function = torch.nn.functional.conv2d
         return torch_instead("conv2d", reason, function, input, weight, bias, stride, padding, dilation, groups)

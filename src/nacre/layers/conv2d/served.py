@@ -18,7 +18,8 @@ _EXACT = (torch.float32, torch.float64)
 _PLANE = 64  # values of an image of 8 x 8, whose rows fill half a vector
 _TAPS = 9
 _PIXELS = 196  # an image of 14 x 14
-_FEW, _FEW_LAST = 8, 4  # input channels
+_FEW = 8  # input channels
+_SMALL = 8192
 
 
 def _torchs(function: Callable[..., Any]) -> Kernel:
@@ -41,10 +42,6 @@ def _large_plane_or_kernel(input: Tensor, weight: Tensor, *_: Any) -> bool:
     return _large_plane(input) or weight.shape[2] * weight.shape[3] > _TAPS
 
 
-def _few_channels(input: Tensor, weight: Tensor, *_: Any) -> bool:
-    return weight.shape[1] <= (_FEW if _in_planes(input, weight) else _FEW_LAST)
-
-
 def _one_by_one(input: Tensor, weight: Tensor, bias: Tensor | None, *numbers: Any) -> bool:
     stride, padding, _, groups = numbers
     return groups == max(weight.shape[2:]) == max(stride) == 1 and not any(padding)
@@ -54,16 +51,19 @@ def _large_for_product(input: Tensor, weight: Tensor, *_: Any) -> bool:
     return input.shape[2] * input.shape[3] >= _PIXELS or not _in_planes(input, weight) or at_any_size()
 
 
+def _in_planes_or_large_kernel(input: Tensor, weight: Tensor, *_: Any) -> bool:
+    return weight.shape[2] * weight.shape[3] > _TAPS or _in_planes(input, weight)
+
+
 _DEPTHWISE = {
     "images": _has_images,
     "one input channel a group": lambda input, weight, *_: weight.shape[1] == 1,
-    "images whose channels lie one after another": _in_planes,
 }
 
 _FEW_CHANNELS = {
     "images": _has_images,
     "one group": lambda *arguments: arguments[-1] == 1,
-    f"at most {_FEW} input channels, {_FEW_LAST} in channels-last memory": _few_channels,
+    f"at most {_FEW} input channels": lambda input, weight, *_: weight.shape[1] <= _FEW,
 }
 
 _POINTWISE = {
@@ -72,15 +72,45 @@ _POINTWISE = {
     f"images of at least {_PIXELS} values, or channels-last memory": _large_for_product,
 }
 
+
+def best_left_to_torch(input: Tensor, weight: Tensor, groups: int) -> str:
+    """Why torch's own operator is the fastest, its autograd included; empty where a kernel of nacre may take part."""
+    tensors = type(input) is Tensor and isinstance(weight, Tensor)
+    if not tensors or not input.is_cpu or input.dim() < 3 or weight.dim() != 4:
+        return ""
+    if input.dtype not in _EXACT:
+        return "half precision is torch's own"
+    channels, rows, columns = weight.shape[1:]
+    if channels == 1:
+        own = input.shape[-2] * input.shape[-1] > _PLANE or rows * columns > _TAPS
+    else:
+        own = groups == 1 and (rows == columns == 1 or (channels <= _FEW and input.requires_grad))
+    if not own:
+        return "torch's own kernels are the fastest for kernels of several values over several channels"
+    return f"under {_SMALL:,} values torch's own operator is faster" if input.numel() < _SMALL else ""
+
+
 KERNELS = (
-    cpp_kernel({**_DEPTHWISE, f"images of more than {_PLANE} values": _large_plane}, _EXACT),
+    cpp_kernel(
+        {
+            **_DEPTHWISE,
+            "images whose channels lie one after another": _in_planes,
+            f"images of more than {_PLANE} values": _large_plane,
+        },
+        _EXACT,
+    ),
     cpp_kernel(_POINTWISE, _EXACT),
     _torchs(by_torch.forward),
 )
 
 BACKWARD_KERNELS = (
     cpp_kernel(
-        {**_DEPTHWISE, f"images of more than {_PLANE} values or more than {_TAPS} taps": _large_plane_or_kernel}, _EXACT
+        {
+            **_DEPTHWISE,
+            f"images whose channels lie one after another, or more than {_TAPS} taps": _in_planes_or_large_kernel,
+            f"images of more than {_PLANE} values, or more than {_TAPS} taps": _large_plane_or_kernel,
+        },
+        _EXACT,
     ),
     cpp_kernel(_POINTWISE, _EXACT),
     dataclasses.replace(
