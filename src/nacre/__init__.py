@@ -15,6 +15,7 @@ from nacre.layers.recurrent import GRU, LSTM
 from nacre.layers.softmax import LogSoftmax, Softmax
 from nacre.tools.convert import ConversionReport, convert
 from nacre.tools.explain import Explanation, explain
+from nacre.tools.formula import CostFormula, cost_formula
 from nacre.tools.gradcheck import GradientError, GradientReport, GradientResult, gradcheck
 
 __version__ = "0.1.0"
@@ -24,6 +25,8 @@ __all__ = [
     "Conv2d",
     "ConversionReport",
     "convert",
+    "cost_formula",
+    "CostFormula",
     "CrossEntropyLoss",
     "Dropout",
     "Embedding",

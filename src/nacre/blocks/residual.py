@@ -5,8 +5,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from nacre.blocks.parts import sizes, sum_of_parts
-from nacre.core.spec import Case, LayerSpec, Normal
+from nacre.blocks.parts import letters_of, sizes, sum_of_parts
+from nacre.core.spec import Case, LayerSpec, Letters, Normal
 from nacre.layers.activation import GELU
 from nacre.layers.layer_norm import LayerNorm
 from nacre.layers.linear import Linear
@@ -75,6 +75,11 @@ CASES = (
     Case("text", {"dim": 512}, (Normal((8, 256, 512)),), bench=True),
 )
 
+
+def _inputs(block: ResidualBlock, size: int) -> tuple[Tensor]:
+    return (block.linear.weight.new_empty(size, block.linear.in_features, device="meta", requires_grad=True),)
+
+
 SPEC = LayerSpec(
     name="residual_block",
     layer=ResidualBlock,
@@ -85,4 +90,5 @@ SPEC = LayerSpec(
     sizes=sizes,
     cost=partial(sum_of_parts, 1),
     cases=CASES,
+    letters=Letters(lambda sizes: letters_of(sizes, "N", lambda width: "D"), _inputs),
 )

@@ -4,7 +4,7 @@ import torch
 
 from nacre.core.spec import LayerSpec
 from nacre.layers.dropout.cases import CASES
-from nacre.layers.dropout.cost import COMPLEXITY, cost, sizes
+from nacre.layers.dropout.cost import COMPLEXITY, LETTERS, cost, sizes
 from nacre.layers.dropout.layer import Dropout, dropout
 
 __all__ = ["SPECS", "Dropout", "dropout"]
@@ -20,5 +20,6 @@ SPECS = (
         sizes=sizes,
         cost=cost,
         cases=CASES,
+        letters=LETTERS,
     ),
 )

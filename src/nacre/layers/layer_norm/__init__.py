@@ -4,7 +4,7 @@ import torch
 
 from nacre.core.spec import LayerSpec
 from nacre.layers.layer_norm.cases import CASES
-from nacre.layers.layer_norm.cost import COMPLEXITY, cost, sizes
+from nacre.layers.layer_norm.cost import COMPLEXITY, LETTERS, cost, sizes
 from nacre.layers.layer_norm.layer import LayerNorm, layer_norm
 
 __all__ = ["SPECS", "LayerNorm", "layer_norm"]
@@ -20,5 +20,6 @@ SPECS = (
         sizes=sizes,
         cost=cost,
         cases=CASES,
+        letters=LETTERS,
     ),
 )
