@@ -18,7 +18,7 @@ from nacre.tools import growth
 if TYPE_CHECKING:
     import sympy
 
-_NAMES = {
+NAMES = {
     "parameters": "parameters",
     "flops": "FLOPs forward",
     "backward_flops": "FLOPs backward",
@@ -103,7 +103,7 @@ class CostFormula:
         counts = {name: expression.xreplace(values) for name, expression in self.items()}
         if bad := next((name for name, count in counts.items() if not count.is_Integer), None):
             got = ", ".join(f"{letter} = {number}" for letter, number in given.items())
-            rule = f"the {_NAMES[bad]} of {self.layer} are a whole number"
+            rule = f"the {NAMES[bad]} of {self.layer} are a whole number"
             raise check.error(ValueError, rule, f"{counts[bad]} for {got}")
         return Cost(**{name: int(count) for name, count in counts.items()})
 
@@ -135,7 +135,7 @@ class CostFormula:
         """
         if name is not None:
             return _latex(self.where[name] if name in self.where else getattr(self, name), self._order())
-        rows = [(rf"\text{{{_NAMES[one]}}}", self.latex(one)) for one, _ in self.items()]
+        rows = [(rf"\text{{{NAMES[one]}}}", self.latex(one)) for one, _ in self.items()]
         rows += [(letter, self.latex(letter)) for letter in self.where]
         return "\n".join([r"\begin{aligned}", *(rf"{left} &= {right} \\" for left, right in rows), r"\end{aligned}"])
 
@@ -150,7 +150,7 @@ class CostFormula:
         sizes = ", ".join(f"{known.get(letter, letter)} ({meaning})" for letter, meaning in self.letters.items())
         lines = [f"{self.layer} with {sizes}"]
         for name, expression in self.items():
-            lines.append(f"  {_NAMES[name]:21} {_text(expression, self._order())}")
+            lines.append(f"  {NAMES[name]:21} {_text(expression, self._order())}")
         lines += [f"  where {letter} = {_text(one, self._order())}" for letter, one in self.where.items()]
         return "\n".join([*lines, f"  {self.complexity}"])
 
