@@ -291,6 +291,8 @@ def test_printing():
     assert formula._repr_latex_().startswith("$$\n\\begin{aligned}\n\\text{parameters} &= ")
     packed = torch.nn.utils.rnn.pack_sequence([torch.ones(3, 2), torch.ones(2, 2)])
     assert "B_{last}" in nacre.cost_formula(nacre.LSTM(2, 3, bidirectional=True), packed).latex()
+    block = nacre.cost_formula(nacre.TransformerBlock(8, 2))
+    assert list(block.letters.items()) == [("B", "batch"), ("T", "tokens"), ("D", "features"), ("H", "num_heads")]
     with pytest.raises(dataclasses.FrozenInstanceError):
         formula.flops = 0
 

@@ -392,6 +392,7 @@ def _layer_inputs(layer: torch.nn.TransformerEncoderLayer, size: int) -> tuple[T
 
 
 _AT_MOST = {"H": ("D",), "M": ("B H T^2",)}
+_MEANINGS = {"T": "tokens", "F": "hidden_features"}
 
 SPECS = (
     LayerSpec(
@@ -404,7 +405,7 @@ SPECS = (
         sizes=sizes,
         cost=partial(sum_of_parts, 2),
         cases=BLOCK_CASES,
-        letters=Letters(_block_names, _block_inputs, _AT_MOST),
+        letters=Letters(_block_names, _block_inputs, _AT_MOST, meanings=_MEANINGS),
     ),
     LayerSpec(
         name="transformer_encoder_layer",
@@ -416,6 +417,6 @@ SPECS = (
         sizes=_layer_sizes,
         cost=partial(sum_of_parts, 2),
         cases=LAYER_CASES,
-        letters=Letters(_layer_names, _layer_inputs, _AT_MOST),
+        letters=Letters(_layer_names, _layer_inputs, _AT_MOST, meanings=_MEANINGS),
     ),
 )

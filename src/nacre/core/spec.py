@@ -118,12 +118,14 @@ class Letters:
         at_most: letters which each of some products bounds, up to a constant factor: ``{"H": ("E",)}`` for the heads
             of an attention.
         where: letters for what ``cost`` computes from sizes on its way, ``where(**sizes)``; None for none.
+        meanings: what letters stand for, where the name of their size does not say it.
     """
 
     names: Callable[[Mapping[str, Any]], Mapping[str, Any]]
     inputs: Callable[[Any, int], tuple[torch.Tensor, ...]]
     at_most: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     where: Callable[..., Mapping[str, Any]] | None = None
+    meanings: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

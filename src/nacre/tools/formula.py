@@ -203,7 +203,7 @@ def cost_formula(layer: torch.nn.Module, *inputs: Any, **keywords: Any) -> CostF
     where = dict(names.where(**symbolic)) if names.where else {}
     named = {expression: _symbol(letter) for letter, expression in where.items()}
     counts = {name: _expanded(count, named) for name, count in vars(spec.cost(**symbolic)).items()}
-    meanings = _meanings(sizes, letters)
+    meanings = {letter: names.meanings.get(letter, name) for letter, name in _meanings(sizes, letters).items()}
     return CostFormula(
         layer=type(layer).__name__,
         letters=meanings,
