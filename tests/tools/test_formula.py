@@ -341,5 +341,13 @@ def test_other_layers(layer, message):
         nacre.cost_formula(layer)
 
 
+@pytest.mark.parametrize(
+    ("inputs", "keywords"), [((5,), {}), ((torch.ones(()),), {}), ((torch.ones(2, 3, 3),), {"mask": 1})]
+)
+def test_other_inputs(inputs, keywords):
+    with pytest.raises(TypeError, match="the inputs are those of a call of Conv2d, tensors of any device; got a "):
+        nacre.cost_formula(nacre.Conv2d(2, 2, 3), *inputs, **keywords)
+
+
 def test_every_layer_has_letters():
     assert [spec.name for spec in SPECS if spec.letters is None] == []

@@ -190,7 +190,7 @@ def cost_formula(layer: torch.nn.Module, *inputs: Any, **keywords: Any) -> CostF
     """
     spec, names = _spec_of(layer)
     if inputs or keywords:
-        sizes = spec.sizes(layer, *inputs, **keywords)
+        sizes = _sizes_of(spec, layer, inputs, keywords)
         letters = names.names(sizes)
         known = _numbers(sizes, letters)
     else:
@@ -223,6 +223,15 @@ def _spec_of(layer: Any) -> tuple[LayerSpec, Letters]:
     fix = f"Give an instance, {given.__name__}(...)." if isinstance(layer, type) else "Give its layers one by one."
     known = ", ".join(spec.layer.__name__ for spec in (*LAYERS.values(), *BLOCKS.values()))
     raise check.error(TypeError, f"cost_formula takes a layer or block, one of {known}", got, fix)
+
+
+def _sizes_of(spec: LayerSpec, layer: Any, inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return spec.sizes(layer, *inputs, **keywords)
+    except (AttributeError, IndexError, TypeError) as error:
+        given = [*(f"a {type(one).__name__}" for one in inputs), *(f"{name}=" for name in keywords)]
+        rule = f"the inputs are those of a call of {type(layer).__name__}, tensors of any device"
+        raise check.error(TypeError, rule, f"{', '.join(given)} ({error})") from error
 
 
 # ---- from sizes to symbols
