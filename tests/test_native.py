@@ -38,7 +38,10 @@ CAPABILITIES = {"AVX512": ["default", "avx2", "avx512"], "AVX2": ["default", "av
 # in two halves, which two workers run side by side
 TESTS_OF_KERNELS = {
     "shared": ["test_native", "test_cpu_math", "layers/test_layer_norm", "layers/test_softmax"],
-    "others": [f"layers/test_{name}" for name in ("activation_kernel", "cross_entropy_kernel", "dropout", "embedding")],
+    "others": [
+        f"layers/test_{name}"
+        for name in ("activation_kernel", "cross_entropy_kernel", "dropout", "embedding", "linear_kernel")
+    ],
 }
 
 
@@ -93,7 +96,7 @@ def test_kernel_and_formula_agree(spec, case, dtype, library, monkeypatch):
     for other in (torchs, formulas):
         for one, two, exact in zip(tensors(ours), tensors(other), tensors(judge), strict=True):
             assert_as_good_as_torch(one, two, exact, dtype, f"{spec.name}, {case.name}")
-            assert one.stride() == two.stride()
+            assert one.numel() == 0 or one.stride() == two.stride()
 
 
 @pytest.mark.usual_algorithms

@@ -147,7 +147,10 @@ def test_a_small_layers_formula_counts_a_large_layer():
 
 @pytest.mark.parametrize("spec", [param for param in BY_NAME if param.values[0].replaces])
 def test_the_torch_counterpart_has_the_same_formula(spec):
-    assert usual(spec) == usual(dataclasses.replace(spec, layer=spec.replaces))
+    ours, theirs = usual(spec), usual(dataclasses.replace(spec, layer=spec.replaces))
+    if spec.name in BLOCKS:  # nacre's runs dropout, sum and normalisation in one pass, with fewer bytes
+        ours, theirs = ((one.parameters, one.flops, one.backward_flops, one.complexity) for one in (ours, theirs))
+    assert ours == theirs
 
 
 # ---- growth

@@ -60,6 +60,8 @@ PATTERNS = {
     "log_softmax": [ROW],
     "lstm": [BEFORE, EVERY],
     "residual_block": [ROW],
+    "residual_dropout": [OWN],
+    "residual_dropout_layer_norm": [ROW],
     "sigmoid": [OWN],
     "silu": [OWN],
     "softmax": [ROW],

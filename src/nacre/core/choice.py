@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,13 +54,18 @@ class Kernel:
         return ""
 
 
-_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def cpp_kernel(requires: Mapping[str, Callable[..., bool]] | None = None) -> Kernel:
-    """A kernel in C++; each serves four dtypes of its first argument, and ``requires`` is what it asks for beside."""
-    dtypes = {"float32, float64, bfloat16 or float16": lambda first, *_: first.dtype in _FLOATS}
-    return Kernel(device="cpu", language="C++", requires={**dtypes, **(requires or {})})
+def cpp_kernel(
+    requires: Mapping[str, Callable[..., bool]] | None = None, dtypes: Sequence[torch.dtype] = FLOATS
+) -> Kernel:
+    """A kernel in C++ for these dtypes of its first argument; ``requires`` is what it asks for beside."""
+    names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
+    words = f"{', '.join(names[:-1])} or {names[-1]}"
+    return Kernel(
+        device="cpu", language="C++", requires={words: lambda first, *_: first.dtype in dtypes, **(requires or {})}
+    )
 
 
 @dataclass(frozen=True)
@@ -154,10 +159,19 @@ def small(name: str, input: Any, below: int) -> bool:
         input: the input whose elements count.
         below: the number of elements from which nacre's kernel is taken, Python's part considered.
     """
-    if type(input) is not torch.Tensor or input.numel() >= below or not _small_calls_to_torch:
-        return False
-    if torch.compiler.is_compiling():
+    return type(input) is torch.Tensor and input.numel() < below and torch_is_ahead(name, input, f"{below:,} values")
+
+
+def torch_is_ahead(name: str, input: Any, under: str) -> bool:
+    """Whether a call under a size from which nacre's kernel is faster is left to torch's own operator.
+
+    Args:
+        name: the op's name, for :func:`nacre.explain`.
+        input: the first input.
+        under: that size, in words.
+    """
+    if type(input) is not torch.Tensor or not _small_calls_to_torch or torch.compiler.is_compiling():
         return False
     if recorders:
-        record(name, "torch", f"under {below:,} values torch's own operator is faster")
+        record(name, "torch", f"under {under} torch's own operator is faster")
     return True

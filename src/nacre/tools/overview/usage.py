@@ -39,19 +39,23 @@ def usage() -> dict[str, Usage]:
 
 
 def _parts(spec: LayerSpec) -> set[str]:
-    """The layers which a block runs with any arguments of its small cases."""
-    found = set()
+    """The layers and blocks among a block's modules and in its bill, with any arguments of its small cases."""
+    found: set[str] = set()
     for case in {str(case.arguments): case for case in spec.cases if not case.bench}.values():
         inputs, keywords = case.make()
-        sizes = spec.sizes(spec.layer(**case.arguments).train(case.training), *inputs, **keywords)
-        found |= {name for name, _ in sizes["parts"]}
-    return found
+        block = spec.layer(**case.arguments).train(case.training)
+        found |= _among(block) | {name for name, _ in spec.sizes(block, *inputs, **keywords).get("parts", ())}
+    return found - {spec.name}
 
 
 def _modules(spec: ApplicationSpec) -> set[str]:
     """The layers and blocks among an application's modules, of its usual sizes."""
-    names = {one.layer: one.name for one in (*LAYERS.values(), *BLOCKS.values())}
     data = (65,) if spec.reads is TextData else ((28, 28), 10)
     with torch.random.fork_rng(devices=[]), FakeTensorMode():
         model = spec.model(*data, **spec.sizes())
+    return _among(model)
+
+
+def _among(model: torch.nn.Module) -> set[str]:
+    names = {one.layer: one.name for one in (*LAYERS.values(), *BLOCKS.values())}
     return {names[type(module)] for module in model.modules() if type(module) in names}
