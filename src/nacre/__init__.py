@@ -21,6 +21,7 @@ from nacre.layers.linear import Linear
 from nacre.layers.recurrent import GRU, LSTM
 from nacre.layers.softmax import LogSoftmax, Softmax
 from nacre.tools.convert import ConversionReport, convert
+from nacre.tools.cost import CostError, CostReport, cost
 from nacre.tools.explain import Explanation, explain
 from nacre.tools.formula import CostFormula, cost_formula
 from nacre.tools.gradcheck import GradientError, GradientReport, GradientResult, gradcheck
@@ -32,8 +33,11 @@ __all__ = [
     "Conv2d",
     "ConversionReport",
     "convert",
+    "cost",
     "cost_formula",
+    "CostError",
     "CostFormula",
+    "CostReport",
     "CrossEntropyLoss",
     "Dropout",
     "Embedding",

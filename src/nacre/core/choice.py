@@ -14,25 +14,32 @@ from nacre.core import native
 
 @dataclass(frozen=True)
 class Kernel:
-    """A fast implementation of an op for one kind of device.
+    """A fast implementation of an op, or of its backward, for one kind of device.
 
     Args:
         device: the device type it runs on, ``"cpu"`` or ``"cuda"``.
-        language: what it is written in, for :func:`nacre.explain`.
+        language: what it is written in, for :func:`nacre.explain`; ``"torch"`` for torch's own kernel.
         requires: the calls it serves, each condition in words with its predicate of the op's arguments. Before a
             backward, arguments that were not saved are None, but for the first, for which the output's gradient stands.
         module: a module to import before the first call on that device; it registers the implementation
             (Triton kernels, so that ``import nacre`` never imports triton). The compiled library of the C++
             kernels is loaded by :mod:`nacre.core.native`.
+        function: the implementation itself where it is called from Python, flat arguments to flat results; by default
+            the one which is registered for the op's overload ``kernel``.
+        compiled: whether it needs the compiled library, or its module.
     """
 
     device: str
     language: str
     requires: Mapping[str, Callable[..., bool]]
     module: str | None = None
+    function: Callable[..., Any] | None = None
+    compiled: bool = True
 
     def unavailable(self) -> str:
         """Why the kernel cannot run on this installation; empty when it can."""
+        if not self.compiled:
+            return ""
         if self.module is None:
             return native.unavailable()
         try:
@@ -142,13 +149,18 @@ _small_calls_to_torch = True
 
 @contextlib.contextmanager
 def kernels_at_any_size() -> Iterator[None]:
-    """Lets small calls run nacre's own kernels as well inside the ``with`` block, where :func:`small` says no."""
+    """Lets small calls run nacre's own kernels as well inside the ``with`` block, where :func:`small` says yes."""
     global _small_calls_to_torch
     before, _small_calls_to_torch = _small_calls_to_torch, False
     try:
         yield
     finally:
         _small_calls_to_torch = before
+
+
+def at_any_size() -> bool:
+    """Whether :func:`kernels_at_any_size` is at work: for a condition of a kernel which asks for a size."""
+    return not _small_calls_to_torch
 
 
 def small(name: str, input: Any, below: int) -> bool:

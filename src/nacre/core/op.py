@@ -124,6 +124,7 @@ class Op:
             layer: ``"lower"`` casts to the autocast dtype, ``"float32"`` casts to float32, absent leaves them.
         autocast_keeps: the arguments which autocast leaves as they are (the states of a recurrence).
         kernels: the fast implementations; the first which serves a call runs.
+        backward_kernels: those of the backward, where they are not the same.
         explained: wraps whatever runs a forward, formula or kernel, to say more of an error where values can be seen.
         fake: shapes, dtypes and strides of the outputs for fake tensors; by default the formula itself.
         fake_backward: the same for the backward.
@@ -142,6 +143,7 @@ class Op:
         autocast: Mapping[str, str] | None = None,
         autocast_keeps: Sequence[str] = (),
         kernels: Sequence[Kernel] = (),
+        backward_kernels: Sequence[Kernel] | None = None,
         explained: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None,
         fake: Callable[..., Any] | None = None,
         fake_backward: Callable[..., Any] | None = None,
@@ -150,6 +152,7 @@ class Op:
         self.forward_formula, self.backward_formula = explained(forward) if explained else forward, backward
         self.saved, self.gradients, self.outputs = tuple(saved), tuple(gradients), outputs
         self.kernels = tuple(kernels)
+        self.backward_kernels = self.kernels if backward_kernels is None else tuple(backward_kernels)
         self.arguments = tuple(arguments)
         self.returns = tuple(returns)
         self.intermediates = self.returns[outputs:]
@@ -203,7 +206,7 @@ class Op:
         elif torch.is_grad_enabled() and _any_requires_grad(*arguments):
             if recorders:
                 record(self.name, f"{kernel.language} kernel", reason)
-            results = self._apply(self._kernel, *arguments)
+            results = self._apply(kernel.function or self._kernel, *arguments)
         else:
             results = self._run(kernel, reason, *arguments)
         if len(self.returns) == 1:
@@ -235,34 +238,25 @@ class Op:
 
     def choose(self, *arguments: Any) -> tuple[Kernel | None, str]:
         """The kernel that serves these arguments, or None for the formula; and the reason."""
-        device = _device_of(arguments)
-        reason = f"no kernel for {device} yet"
-        for kernel in self.kernels:
-            if kernel.device != device:
-                continue
-            if missing := kernel.unavailable():
-                reason = missing
-            elif unmet := kernel.unmet(*arguments):
-                reason = f"the {kernel.language} kernel asks for {unmet}"
-            else:
-                return kernel, kernel.conditions
-        return None, reason
+        return _first_serving(self.kernels, arguments)
 
     def _choose_backward(self, arguments: Sequence[Any]) -> tuple[Kernel | None, str]:
         given = [None if index is None else arguments[index] for index in self._choose_from]
         if self._choose_from[0] is None:
             given[0] = next(grad for grad in arguments[: self.outputs] if grad is not None)
-        return self.choose(*given)
+        return _first_serving(self.backward_kernels, given)
 
     def _run(self, kernel: Kernel | None, reason: str, *arguments: Any) -> Any:
         if recorders:
             record(self.name, f"{kernel.language} kernel" if kernel else "formula", reason)
-        return self._kernel(*arguments) if kernel else self._formula_apart(*arguments)
+        return (kernel.function or self._kernel)(*arguments) if kernel else self._formula_apart(*arguments)
 
     def _run_backward(self, kernel: Kernel | None, reason: str, *arguments: Any) -> Any:
         if recorders:
             record(f"{self.name}_backward", f"{kernel.language} kernel" if kernel else "formula", reason)
-        return self._backward_kernel(*arguments) if kernel else self._formula_backward_apart(*arguments)
+        if kernel is None:
+            return self._formula_backward_apart(*arguments)
+        return (kernel.function or self._backward_kernel)(*arguments)
 
     def _dispatched(self, *arguments: Any) -> Any:
         return self._run(*self.choose(*arguments), *arguments)
@@ -364,6 +358,23 @@ class Op:
                 )
 
         return autocast
+
+
+def _first_serving(kernels: Sequence[Kernel], arguments: Sequence[Any]) -> tuple[Kernel | None, str]:
+    device = _device_of(arguments)
+    refusals: list[str] = []
+    for kernel in kernels:
+        if kernel.device != device:
+            continue
+        if missing := kernel.unavailable():
+            refusals.append(missing)
+        elif unmet := kernel.unmet(*arguments):
+            refusals.append(f"the {kernel.language} kernel asks for {unmet}")
+        elif kernel.compiled or not refusals:
+            return kernel, kernel.conditions
+        else:  # a call which nacre's own kernels refuse goes to torch's for that reason
+            return kernel, "; ".join(dict.fromkeys(refusals))
+    return None, "; ".join(dict.fromkeys(refusals)) or f"no kernel for {device} yet"
 
 
 def _make_apart(function: Callable[..., Any]) -> Callable[..., Any]:
