@@ -1,13 +1,7 @@
 """The visual overview: the patterns found, the pictures, and the page, which a real browser opens if there is one."""
 
-import html
-import http.server
-import json
 import os
 import re
-import shutil
-import subprocess
-import threading
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -24,6 +18,7 @@ from nacre.tools.overview.connections import Connections, connect
 from nacre.tools.overview.picture import caption, draw, standalone
 from nacre.tools.overview.scenes import Scene, scenes_of
 from nacre.tools.overview.usage import usage
+from tests.tools import browser
 
 SPECS = {**LAYERS, **BLOCKS}
 ROWS = Scene("", "each each", "each each", "values", "values")
@@ -212,6 +207,7 @@ def test_the_page_needs_nothing_else(text):
     assert all(link.startswith(("#", "data:")) for link in reader.links)
     assert not {"script", "iframe", "img", "object", "embed", "form"} & set(reader.tags)
     assert "url(" not in text and "@import" not in text
+    assert """content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">""" in text  # nor would it get any
     namespaces = {"http://www.w3.org/1998/Math/MathML", "http://www.w3.org/2000/svg"}
     assert set(re.findall(r"https?://[^\"'\s<]+", text)) <= namespaces
     assert len(set(reader.ids)) == len(reader.ids)
@@ -272,10 +268,7 @@ def test_command(sheets, tmp_path, monkeypatch, capsys):
 
 # ---- a browser
 
-CHROMIUM = shutil.which("chromium")
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="a browser, Debian's chromium, is not installed")
-
-MEASURE = """<script>
+MEASURE = """(() => {
 const box = one => one.getBoundingClientRect();
 const all = kind => [...document.querySelectorAll(kind)];
 const inside = kind => all(kind).every(one => box(one).width > 40 && box(one).height > 20
@@ -287,49 +280,30 @@ const contrast = (one, other) => { const [a, b] = [luminance(one), luminance(oth
     return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05); };
 const paper = getComputedStyle(document.querySelector("article")).backgroundColor;
 const readable = (kind, property) => all(kind).every(one => contrast(getComputedStyle(one)[property], paper) >= 4.5);
-document.title = JSON.stringify({
-    width: innerWidth, overflow: document.documentElement.scrollWidth - innerWidth,
+return {
+    width: innerWidth, overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
     articles: all("article").length, svg: all("svg").length, pictures: inside("svg"),
     math: all(".formula math").every(one => box(one).width > 20 && box(one).height > 10),
     text: readable("h2, p, dt, dd, figcaption, a.chip", "color"), labels: readable("svg text", "fill"),
     dark: luminance(paper) < 0.1,
-});
-</script>"""
+};
+})()"""
 
 
-class Handler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *arguments):
-        self.server.requested.append(self.path)
-
-
-@needs_browser
-@pytest.mark.parametrize(("width", "dark"), [(1400, False), (500, True)], ids=["wide", "narrow and dark"])
+@pytest.mark.skipif(browser.find() is None, reason="a browser, Debian's chromium, is not installed")
+@pytest.mark.parametrize(("width", "dark"), [(1400, False), (390, True)], ids=["wide", "a phone, dark"])
 def test_in_a_browser(text, sheets, tmp_path, width, dark):
     """Laid out within the window, in readable colours, with no request but for the page and nothing on the console."""
-    policy = '<meta http-equiv="Content-Security-Policy"'
-    assert policy in text
-    # the page forbids itself scripts; the copy is allowed the one that measures, and still no address but its own
-    measured = text.replace("default-src 'none'", "default-src 'none'; script-src 'unsafe-inline'") + MEASURE
-    (tmp_path / "overview.html").write_text(measured, encoding="utf-8")
-    handler = lambda *given: Handler(*given, directory=str(tmp_path))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        server.requested = []
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        command = [CHROMIUM, "--headless", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-        command += ["--disable-dev-shm-usage", "--hide-scrollbars", "--enable-logging=stderr", "--log-level=0"]
-        command += ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium's sandbox refuses to run as root
-        command += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900", "--dump-dom"]
-        command += [f"--blink-settings=preferredColorScheme={0 if dark else 1}"]
-        command += [f"http://127.0.0.1:{server.server_address[1]}/overview.html"]
-        process = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        server.shutdown()
-    found = page_title(process.stdout)
-    assert found.pop("width") == width
+    path = tmp_path / "overview.html"
+    path.write_text(text, encoding="utf-8")
+    opened = browser.Page(path, tmp_path / "browser", width)
+    try:
+        opened.dark(dark)
+        found = opened.run(MEASURE)
+    finally:
+        opened.close()
     expected = {"articles": len(sheets), "svg": sum(len(sheet.pictures) for sheet in sheets), "dark": dark}
-    assert found == {"overflow": 0, "pictures": True, "math": True, "text": True, "labels": True, **expected}
-    assert server.requested == ["/overview.html"]
-    assert "CONSOLE" not in process.stderr, process.stderr
-
-
-def page_title(document):
-    return json.loads(html.unescape(re.search("<title>(\\{.*?\\})</title>", document)[1]))
+    readable = {"overflow": 0, "pictures": True, "math": True, "text": True, "labels": True}
+    assert found == {"width": width, **readable, **expected}
+    assert [url for url in opened.requests if not url.startswith("data:")] == [path.as_uri()]
+    assert opened.said == []
