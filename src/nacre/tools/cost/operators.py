@@ -23,6 +23,7 @@ class Work:
         bytes: read and written: each argument and each result once.
         product: multiply-adds of one matrix product, where several run side by side in one call.
         dtype: of the numbers.
+        attention: whether its products are those of attention, whose parts are small.
         random: random numbers drawn, which torch does on one thread of a CPU.
         own: whether it is an operator of nacre.
         known: whether the operator's cost is known; if not, only its bytes are counted.
@@ -33,6 +34,7 @@ class Work:
     bytes: int = 0
     product: int = 0
     dtype: str = "float32"
+    attention: bool = False
     random: int = 0
     own: bool = False
     known: bool = True
@@ -57,12 +59,12 @@ def work_of(operator: Any, arguments: tuple[Any, ...], keywords: Mapping[str, An
     dtype = str(elements.first(result).dtype).removeprefix("torch.") if _has_tensor(result) else "float32"
     if space == "nacre":
         flops, elementwise, product = own.counted(name, given)
-        return Work(flops, elementwise, traffic(name, given, result), product, dtype, own=True)
+        return Work(flops, elementwise, traffic(name, given, result), product, dtype, "attention" in name, own=True)
     if space not in ("aten", "mkldnn", "prims") or not (counted := _counted(operator, name, given, result)):
         return Work(bytes=traffic(name, given, result), dtype=dtype, known=False)
     flops, elementwise, product = counted
     drawn = elements.first(result).numel() if name in _DRAWS else 0
-    return Work(flops, elementwise, traffic(name, given, result), product, dtype, drawn)
+    return Work(flops, elementwise, traffic(name, given, result), product, dtype, "attention" in name, drawn)
 
 
 def _counted(operator: Any, name: str, given: Mapping[str, Any], result: Any) -> tuple[int, int, int] | None:
