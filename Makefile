@@ -18,7 +18,7 @@ export CXX
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CMAKE := $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -S .
-KERNELS := CMakeLists.txt $(wildcard src/nacre/core/*.h src/nacre/core/*.cpp src/nacre/layers/*/kernel_cpu.*)
+KERNELS := CMakeLists.txt $(wildcard src/nacre/core/*.h src/nacre/core/*.cpp src/nacre/layers/*/kernel_cpu*)
 
 demo: native
 	$(BIN)/nacre demo
@@ -68,7 +68,7 @@ CAPABILITIES := default avx2 best
 SANITIZED_LIBRARIES := all
 SANITIZED_TESTS := tests/test_native.py tests/test_memory.py tests/test_cpu_math.py tests/test_contract.py \
     $(addprefix tests/layers/test_,$(addsuffix .py,layer_norm activation_kernel dropout softmax embedding \
-    cross_entropy_kernel))
+    cross_entropy_kernel linear_kernel))
 
 sanitize: .venv/.packages
 	$(CMAKE) -B build/sanitize -DNACRE_SANITIZE=ON

@@ -1,7 +1,14 @@
 """nacre: neural-network layers with nothing hidden, drop-in for ``torch.nn``."""
 
 from nacre import functional, memory, threads
-from nacre.blocks import BLOCKS, ResidualBlock, TransformerBlock, TransformerEncoderLayer
+from nacre.blocks import (
+    BLOCKS,
+    ResidualBlock,
+    ResidualDropout,
+    ResidualDropoutLayerNorm,
+    TransformerBlock,
+    TransformerEncoderLayer,
+)
 from nacre.layers import LAYERS
 from nacre.layers.activation import GELU, ReLU, Sigmoid, SiLU, Tanh
 from nacre.layers.attention import MultiheadAttention
@@ -50,6 +57,8 @@ __all__ = [
     "MultiheadAttention",
     "ReLU",
     "ResidualBlock",
+    "ResidualDropout",
+    "ResidualDropoutLayerNorm",
     "Sigmoid",
     "SiLU",
     "Softmax",

@@ -36,10 +36,9 @@ def test_no_rows_give_gradients_of_zero(shape):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_same_bits_as_torch(bias, dtype):
-    layer = nacre.Linear(33, 17, bias=bias, dtype=dtype)
-    input = torch.randn(19, 33, dtype=dtype)
+def test_same_bits_as_torch_in_bfloat16(bias):
+    layer = nacre.Linear(33, 17, bias=bias, dtype=torch.bfloat16)
+    input = torch.randn(19, 33, dtype=torch.bfloat16)
     assert torch.equal(layer(input), F.linear(input, layer.weight, layer.bias))
 
 

@@ -1,10 +1,17 @@
 """Blocks: layers put together; their cost is the sum of their parts."""
 
 from nacre.blocks import residual, transformer
-from nacre.blocks.residual import ResidualBlock
+from nacre.blocks.residual import ResidualBlock, ResidualDropout, ResidualDropoutLayerNorm
 from nacre.blocks.transformer import TransformerBlock, TransformerEncoderLayer
 from nacre.core.spec import LayerSpec
 
-__all__ = ["BLOCKS", "ResidualBlock", "TransformerBlock", "TransformerEncoderLayer"]
+__all__ = [
+    "BLOCKS",
+    "ResidualBlock",
+    "ResidualDropout",
+    "ResidualDropoutLayerNorm",
+    "TransformerBlock",
+    "TransformerEncoderLayer",
+]
 
-BLOCKS: dict[str, LayerSpec] = {spec.name: spec for spec in (residual.SPEC, *transformer.SPECS)}
+BLOCKS: dict[str, LayerSpec] = {spec.name: spec for spec in (*residual.SPECS, *transformer.SPECS)}

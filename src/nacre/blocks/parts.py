@@ -1,5 +1,6 @@
 """What a block costs: the sum of its parts."""
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -7,23 +8,40 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from nacre.blocks.fused import runs_unseen
 from nacre.core.cost import Cost
 from nacre.layers import LAYERS
+from nacre.layers.dropout import Dropout
+from nacre.layers.dropout.cost import residual_cost as residual_dropout_cost
+from nacre.layers.layer_norm import LayerNorm
+from nacre.layers.layer_norm.cost import residual_cost as residual_dropout_layer_norm_cost
 
+Part = tuple[str, dict[str, Any]]
+
+_COSTS: dict[str, Callable[..., Cost]] = {
+    **{name: spec.cost for name, spec in LAYERS.items()},
+    "residual_dropout": residual_dropout_cost,
+    "residual_dropout_layer_norm": residual_dropout_layer_norm_cost,
+}
 _NAMES = {kind: spec.name for spec in LAYERS.values() for kind in (spec.layer, spec.replaces) if kind is not None}
 
 # activations which keep their output, the tensor that the following linear layer keeps as its input
 _KEEP_OUTPUT = ("relu", "tanh", "sigmoid")
 
 
-def parts_of(block: torch.nn.Module, *inputs: Any, **keywords: Any) -> tuple[tuple[str, dict[str, Any]], ...]:
-    """Name and sizes of every layer that a call of the block runs, in order, found without computing anything."""
-    found: list[tuple[str, dict[str, Any]]] = []
+def parts_of(block: torch.nn.Module, *inputs: Any, **keywords: Any) -> tuple[Part, ...]:
+    """Name and sizes of every layer that a call of the block runs, in order, found without computing anything.
+
+    A residual addition that runs in one pass with the layers beside it is one part with them: ``residual_dropout`` or
+    ``residual_dropout_layer_norm``.
+    """
+    found: list[tuple[str, dict[str, Any], torch.nn.Module]] = []
 
     def note(layer: torch.nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         name = _NAMES[type(layer)]
-        found.append((name, LAYERS[name].sizes(layer, *given, **named)))
+        found.append((name, LAYERS[name].sizes(layer, *given, **named), layer))
 
+    joining = {part for part in block.modules() if runs_unseen(part, Dropout) or runs_unseen(part, LayerNorm)}
     hooks = [
         layer.register_forward_pre_hook(note, with_kwargs=True) for layer in block.modules() if type(layer) in _NAMES
     ]
@@ -35,7 +53,39 @@ def parts_of(block: torch.nn.Module, *inputs: Any, **keywords: Any) -> tuple[tup
     finally:
         for hook in hooks:
             hook.remove()
-    return tuple(found)
+    return _joined([(name, own, layer in joining) for name, own, layer in found], block, inputs[0].requires_grad)
+
+
+def _joined(found: list[tuple[str, dict[str, Any], bool]], block: torch.nn.Module, gradient: bool) -> tuple[Part, ...]:
+    """The parts, with dropout and normalisation that run in one pass with the addition between them put together.
+
+    Args:
+        found: name and sizes of every layer, and whether it may run in one pass with its neighbours.
+        block: what the layers are parts of.
+        gradient: whether the stream that the first branch is added to has a gradient.
+    """
+    trained = any(parameter.requires_grad for parameter in block.parameters())
+    parts: list[Part] = []
+    layers = iter(pairwise([*found, ("", {}, False)]))
+    for (name, own, joins), (following, others, also) in layers:
+        if name == "dropout" and joins and (following == "" or following == "layer_norm"):
+            shared = {
+                "drops": own["active"],
+                "residual_gradient": gradient,
+                "branch_gradient": own["input_gradient"],
+                "itemsize": own["itemsize"],
+            }
+            gradient = gradient or trained
+            if following == "layer_norm" and also:
+                norm = {size: others[size] for size in ("rows", "features", "weight", "bias")}
+                sum_gradient = getattr(block, "norm_first", True) and gradient
+                parts.append(("residual_dropout_layer_norm", {**norm, **shared, "sum_gradient": sum_gradient}))
+                next(layers, None)
+            else:
+                parts.append(("residual_dropout", {"elements": own["elements"], **shared}))
+        else:
+            parts.append((name, own))
+    return tuple(parts)
 
 
 def _shape_of(tensor: Tensor) -> Tensor:
@@ -55,32 +105,35 @@ def sizes(block: torch.nn.Module, input: Tensor, *others: Any, **keywords: Any) 
 
 def sum_of_parts(
     additions: int,
-    parts: tuple[tuple[str, dict[str, Any]], ...],
+    parts: tuple[Part, ...],
     elements: int,
     itemsize: int,
     input_gradient: bool,
     parameter_gradient: bool,
 ) -> Cost:
-    """The sum of the parts and of ``additions`` residual additions.
+    """The sum of the parts and of ``additions`` residual additions, but for those that run inside a part.
 
     An addition reads two tensors and writes one. Where its two terms both lead back to the block's input their
-    gradients are added, one more operation an element. A tensor that two parts keep counts once.
+    gradients are added, one more operation an element; a part that reads the sum's own gradient adds it itself. A
+    tensor that two parts keep counts once.
     """
-    joined = input_gradient + (additions - 1) * max(input_gradient, parameter_gradient)
+    inside = sum(name.startswith("residual_") for name, _ in parts)
+    added_inside = sum(own.get("sum_gradient", False) for _, own in parts)
+    joined = input_gradient + (additions - 1) * max(input_gradient, parameter_gradient) - added_inside
     working = [part for part in parts if part[1].get("active", True)]
     total = Cost(
-        elementwise_flops=additions * elements,
+        elementwise_flops=(additions - inside) * elements,
         backward_elementwise_flops=joined * elements,
-        bytes=additions * 3 * itemsize * elements,
+        bytes=(additions - inside) * 3 * itemsize * elements,
         backward_bytes=joined * 3 * itemsize * elements,
         saved_bytes=-sum(_kept_twice(*pair) for pair in pairwise(working)),
     )
     for name, own in parts:
-        total = total + LAYERS[name].cost(**own)
+        total = total + _COSTS[name](**own)
     return total
 
 
-def _kept_twice(part: tuple[str, dict[str, Any]], following: tuple[str, dict[str, Any]]) -> int:
+def _kept_twice(part: Part, following: Part) -> int:
     name, own = part
     if name in _KEEP_OUTPUT and following[0] == "linear":
         return LAYERS[name].cost(**own).saved_bytes

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nacre.blocks.fused import residual_dropout, residual_dropout_layer_norm
 from nacre.blocks.parts import sizes, sum_of_parts
 from nacre.core import check
 from nacre.core.choice import torch_instead
@@ -131,10 +132,12 @@ class TransformerBlock(nn.Module):
             key_padding_mask: (B, T) or (T), True for the tokens which are padding, or numbers. Default: none.
         """
         if self.norm_first:
-            x = input + self._gather(self.norm1(input), attn_mask, key_padding_mask)
-            return x + self.dropout2(self.ff(self.norm2(x)))
-        x = self.norm1(input + self._gather(input, attn_mask, key_padding_mask))
-        return self.norm2(x + self.dropout2(self.ff(x)))
+            gathered = self._gather(self.norm1(input), attn_mask, key_padding_mask)
+            normalised, x = residual_dropout_layer_norm(input, gathered, self.dropout1, self.norm2)
+            return residual_dropout(x, self.ff(normalised), self.dropout2)
+        gathered = self._gather(input, attn_mask, key_padding_mask)
+        x, _ = residual_dropout_layer_norm(input, gathered, self.dropout1, self.norm1)
+        return residual_dropout_layer_norm(x, self.ff(x), self.dropout2, self.norm2)[0]
 
     def _gather(self, x: Tensor, attn_mask: Tensor | None, key_padding_mask: Tensor | None) -> Tensor:
         hinted = self.causal and attn_mask is None
@@ -143,7 +146,7 @@ class TransformerBlock(nn.Module):
         gathered, _ = self.attn(
             x, x, x, key_padding_mask=key_padding_mask, need_weights=False, attn_mask=attn_mask, is_causal=hinted
         )
-        return self.dropout1(gathered)
+        return gathered
 
     def extra_repr(self) -> str:
         return f"causal={self.causal}, norm_first={self.norm_first}"
@@ -269,15 +272,45 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         of_mask = torch.nn.functional._none_or_dtype(src_mask)
         padding = canonical(src_key_padding_mask, "src_key_padding_mask", of_mask, "src_mask", src.dtype)
         mask = canonical(src_mask, "src_mask", None, "", src.dtype, False)
+        if _changed(self):
+            return self._with_own_parts(src, mask, padding, is_causal)
+        if self.norm_first:
+            gathered = self._gather(self.norm1(src), mask, padding, is_causal)
+            normalised, x = residual_dropout_layer_norm(src, gathered, self.dropout1, self.norm2)
+            return residual_dropout(x, self._feed_forward(normalised), self.dropout2)
+        gathered = self._gather(src, mask, padding, is_causal)
+        x, _ = residual_dropout_layer_norm(src, gathered, self.dropout1, self.norm1)
+        return residual_dropout_layer_norm(x, self._feed_forward(x), self.dropout2, self.norm2)[0]
+
+    def _with_own_parts(self, src: Tensor, mask: Tensor | None, padding: Tensor | None, is_causal: bool) -> Tensor:
+        """For a subclass that computes its parts in another way, under the names that they have in torch.nn's layer."""
         if self.norm_first:
             x = src + self._sa_block(self.norm1(src), mask, padding, is_causal=is_causal)
             return x + self._ff_block(self.norm2(x))
         x = self.norm1(src + self._sa_block(src, mask, padding, is_causal=is_causal))
         return self.norm2(x + self._ff_block(x))
 
-    def _ff_block(self, x: Tensor) -> Tensor:
+    def _gather(self, x: Tensor, mask: Tensor | None, padding: Tensor | None, is_causal: bool) -> Tensor:
+        gathered, _ = self.self_attn(
+            x, x, x, attn_mask=mask, key_padding_mask=padding, need_weights=False, is_causal=is_causal
+        )
+        return gathered
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
         activation = _FUNCTIONS.get(self.activation, (None, self.activation))[1]
-        return self.dropout2(self.linear2(self.dropout(activation(self.linear1(x)))))
+        return self.linear2(self.dropout(activation(self.linear1(x))))
+
+    def _ff_block(self, x: Tensor) -> Tensor:
+        return self.dropout2(self._feed_forward(x))
+
+
+def _changed(layer: TransformerEncoderLayer) -> bool:
+    """Whether a subclass, or this very layer, has parts of its own in place of ours."""
+    own = TransformerEncoderLayer
+    return (
+        getattr(layer._sa_block, "__func__", None) is not own._sa_block
+        or getattr(layer._ff_block, "__func__", None) is not own._ff_block
+    )
 
 
 def _layer_sizes(layer: TransformerEncoderLayer, src: Tensor, *others: Any, **keywords: Any) -> dict[str, Any]:
@@ -373,7 +406,7 @@ SPECS = (
         replaces=None,
         purpose="gathers from other tokens, then thinks about it",
         complexity=_COMPLEXITY,
-        operators=("layer_norm", "attention", "linear"),
+        operators=("attention", "linear", "residual_dropout_layer_norm"),
         sizes=sizes,
         cost=partial(sum_of_parts, 2),
         cases=BLOCK_CASES,
@@ -384,7 +417,7 @@ SPECS = (
         replaces=torch.nn.TransformerEncoderLayer,
         purpose="torch.nn's transformer block",
         complexity=_COMPLEXITY,
-        operators=("layer_norm", "attention", "linear"),
+        operators=("attention", "linear", "residual_dropout_layer_norm"),
         sizes=_layer_sizes,
         cost=partial(sum_of_parts, 2),
         cases=LAYER_CASES,

@@ -1,5 +1,7 @@
 """Errors about bad input, in one form: the rule, what came, the likely fix."""
 
+import math
+
 import torch
 
 
@@ -23,6 +25,13 @@ def error(kind: type[Exception], rule: str, got: str, fix: str = "") -> Exceptio
 def shape(tensor: torch.Tensor) -> str:
     """The shape of a tensor as a plain tuple, for messages."""
     return str(tuple(tensor.shape))
+
+
+def probability(name: str, p: float) -> None:
+    """Raises ValueError unless p lies from 0 to 1; RuntimeError where it is not a number, as torch does."""
+    if not 0 <= p <= 1:
+        kind = RuntimeError if math.isnan(p) else ValueError
+        raise error(kind, f"p of {name} is a probability, from 0 to 1", f"p = {p}")
 
 
 def same_device(name: str, **tensors: torch.Tensor | None) -> None:

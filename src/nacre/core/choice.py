@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,25 +14,32 @@ from nacre.core import native
 
 @dataclass(frozen=True)
 class Kernel:
-    """A fast implementation of an op for one kind of device.
+    """A fast implementation of an op, or of its backward, for one kind of device.
 
     Args:
         device: the device type it runs on, ``"cpu"`` or ``"cuda"``.
-        language: what it is written in, for :func:`nacre.explain`.
+        language: what it is written in, for :func:`nacre.explain`; ``"torch"`` for torch's own kernel.
         requires: the calls it serves, each condition in words with its predicate of the op's arguments. Before a
             backward, arguments that were not saved are None, but for the first, for which the output's gradient stands.
         module: a module to import before the first call on that device; it registers the implementation
             (Triton kernels, so that ``import nacre`` never imports triton). The compiled library of the C++
             kernels is loaded by :mod:`nacre.core.native`.
+        function: the implementation itself where it is called from Python, flat arguments to flat results; by default
+            the one which is registered for the op's overload ``kernel``.
+        compiled: whether it needs the compiled library, or its module.
     """
 
     device: str
     language: str
     requires: Mapping[str, Callable[..., bool]]
     module: str | None = None
+    function: Callable[..., Any] | None = None
+    compiled: bool = True
 
     def unavailable(self) -> str:
         """Why the kernel cannot run on this installation; empty when it can."""
+        if not self.compiled:
+            return ""
         if self.module is None:
             return native.unavailable()
         try:
@@ -54,13 +61,18 @@ class Kernel:
         return ""
 
 
-_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def cpp_kernel(requires: Mapping[str, Callable[..., bool]] | None = None) -> Kernel:
-    """A kernel in C++; each serves four dtypes of its first argument, and ``requires`` is what it asks for beside."""
-    dtypes = {"float32, float64, bfloat16 or float16": lambda first, *_: first.dtype in _FLOATS}
-    return Kernel(device="cpu", language="C++", requires={**dtypes, **(requires or {})})
+def cpp_kernel(
+    requires: Mapping[str, Callable[..., bool]] | None = None, dtypes: Sequence[torch.dtype] = FLOATS
+) -> Kernel:
+    """A kernel in C++ for these dtypes of its first argument; ``requires`` is what it asks for beside."""
+    names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
+    words = f"{', '.join(names[:-1])} or {names[-1]}"
+    return Kernel(
+        device="cpu", language="C++", requires={words: lambda first, *_: first.dtype in dtypes, **(requires or {})}
+    )
 
 
 @dataclass(frozen=True)
@@ -137,13 +149,18 @@ _small_calls_to_torch = True
 
 @contextlib.contextmanager
 def kernels_at_any_size() -> Iterator[None]:
-    """Lets small calls run nacre's own kernels as well inside the ``with`` block, where :func:`small` says no."""
+    """Lets small calls run nacre's own kernels as well inside the ``with`` block, where :func:`small` says yes."""
     global _small_calls_to_torch
     before, _small_calls_to_torch = _small_calls_to_torch, False
     try:
         yield
     finally:
         _small_calls_to_torch = before
+
+
+def at_any_size() -> bool:
+    """Whether :func:`kernels_at_any_size` is at work: for a condition of a kernel which asks for a size."""
+    return not _small_calls_to_torch
 
 
 def small(name: str, input: Any, below: int) -> bool:
@@ -154,10 +171,19 @@ def small(name: str, input: Any, below: int) -> bool:
         input: the input whose elements count.
         below: the number of elements from which nacre's kernel is taken, Python's part considered.
     """
-    if type(input) is not torch.Tensor or input.numel() >= below or not _small_calls_to_torch:
-        return False
-    if torch.compiler.is_compiling():
+    return type(input) is torch.Tensor and input.numel() < below and torch_is_ahead(name, input, f"{below:,} values")
+
+
+def torch_is_ahead(name: str, input: Any, under: str) -> bool:
+    """Whether a call under a size from which nacre's kernel is faster is left to torch's own operator.
+
+    Args:
+        name: the op's name, for :func:`nacre.explain`.
+        input: the first input.
+        under: that size, in words.
+    """
+    if type(input) is not torch.Tensor or not _small_calls_to_torch or torch.compiler.is_compiling():
         return False
     if recorders:
-        record(name, "torch", f"under {below:,} values torch's own operator is faster")
+        record(name, "torch", f"under {under} torch's own operator is faster")
     return True

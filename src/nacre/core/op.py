@@ -26,7 +26,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch._C import (
+    _any_requires_grad,
+    _are_functorch_transforms_active,
+    _get_tracing_state,
+    _is_any_autocast_enabled,
+    _len_torch_dispatch_stack,
+    _len_torch_function_stack,
+)
+from torch._C._functorch import is_dead_tensor_wrapper  # type: ignore[attr-defined]
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 from nacre.core.choice import Kernel, record, recorders
 
@@ -66,17 +76,21 @@ def _unobserved(arguments: Sequence[Any]) -> bool:
     ask each of them in turn, has nothing to say, and a small call takes half the time without it.
     """
     if (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or torch._C._are_functorch_transforms_active()
+        is_compiling()
+        or _len_torch_dispatch_stack()
+        or _len_torch_function_stack()
+        or _are_functorch_transforms_active()
         or forward_ad._current_level >= 0
-        or torch._C._is_any_autocast_enabled()
-        or torch._C._get_tracing_state() is not None
+        or _is_any_autocast_enabled()
+        or _get_tracing_state() is not None
     ):
         return False
     for value in arguments:  # a loop, since a generator takes twice as long
-        if isinstance(value, torch.Tensor) and type(value) not in _PLAIN:
+        kind = type(value)
+        if kind in _PLAIN:
+            if is_dead_tensor_wrapper(value):  # what a transform left behind
+                return False
+        elif isinstance(value, torch.Tensor):
             return False
     return True
 
@@ -101,12 +115,16 @@ class Op:
         saved: what the backward needs, by name: arguments, outputs, intermediates. Where intermediates are among
             them they must follow from the saved tensors and the arguments which are not tensors, so that a double
             backward can compute them anew: a tensor argument that is not saved is None then.
-        gradients: the arguments which have a gradient.
+        gradients: the arguments whose gradient the backward computes.
+        passes: arguments with the output, or the other argument, whose gradient is theirs too, unchanged and without a
+            copy: those of a sum have the gradient of the sum. Of an argument that is among ``gradients`` as well this
+            holds where the backward gives None though its gradient is needed.
         outputs: how many of the schema's outputs are results rather than intermediates.
         autocast: per device type what autocast does with floating-point arguments, as torch does for the same
             layer: ``"lower"`` casts to the autocast dtype, ``"float32"`` casts to float32, absent leaves them.
         autocast_keeps: the arguments which autocast leaves as they are (the states of a recurrence).
         kernels: the fast implementations; the first which serves a call runs.
+        backward_kernels: those of the backward, where they are not the same.
         explained: wraps whatever runs a forward, formula or kernel, to say more of an error where values can be seen.
         fake: shapes, dtypes and strides of the outputs for fake tensors; by default the formula itself.
         fake_backward: the same for the backward.
@@ -120,10 +138,12 @@ class Op:
         backward: Callable[..., Any],
         saved: Sequence[str],
         gradients: Sequence[str],
+        passes: Mapping[str, str] | None = None,
         outputs: int = 1,
         autocast: Mapping[str, str] | None = None,
         autocast_keeps: Sequence[str] = (),
         kernels: Sequence[Kernel] = (),
+        backward_kernels: Sequence[Kernel] | None = None,
         explained: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None,
         fake: Callable[..., Any] | None = None,
         fake_backward: Callable[..., Any] | None = None,
@@ -132,6 +152,7 @@ class Op:
         self.forward_formula, self.backward_formula = explained(forward) if explained else forward, backward
         self.saved, self.gradients, self.outputs = tuple(saved), tuple(gradients), outputs
         self.kernels = tuple(kernels)
+        self.backward_kernels = self.kernels if backward_kernels is None else tuple(backward_kernels)
         self.arguments = tuple(arguments)
         self.returns = tuple(returns)
         self.intermediates = self.returns[outputs:]
@@ -141,6 +162,8 @@ class Op:
         self._keeps = tuple(name in autocast_keeps for name in self.arguments)
         self._saved_at = {name: index for index, name in enumerate(self.saved)}
         self._gradient_at = tuple(self.arguments.index(name) for name in self.gradients)
+        places = self.returns[:outputs] + self.arguments
+        self._passes = tuple((self.arguments.index(to), places.index(of)) for to, of in (passes or {}).items())
 
         kinds = arguments | returns
         grads = [f"{'Tensor' if outputs == 1 else 'Tensor?'} grad_{name}" for name in self.returns[:outputs]]
@@ -159,16 +182,19 @@ class Op:
         self._backward_kernel = getattr(torch.ops.nacre, f"{self.name}_backward").kernel
 
         self._function = self._make_function()
+        # what Function.apply comes to where no transform is active, which is known by then
+        self._apply = super(torch.autograd.Function, self._function).apply  # type: ignore[misc]
         OPS[self.name] = self
         _library.impl(self.name, self._autograd, "Autograd", with_keyset=True)
         _library.impl(self.name, self._dispatched, "CompositeExplicitAutograd")
         _library.impl(f"{self.name}_backward", self._dispatched_backward, "CompositeExplicitAutograd")
         _library.impl(self.name, self._formula, "FuncTorchBatched")
         _library.impl(f"{self.name}_backward", self._formula_backward, "FuncTorchBatched")
-        torch.library.register_fake(f"nacre::{self.name}", fake or self._formula_apart, lib=_library)
-        torch.library.register_fake(
-            f"nacre::{self.name}_backward", fake_backward or self._formula_backward_apart, lib=_library
-        )
+        for name, traced in (
+            (self.name, fake or self._formula),
+            (f"{self.name}_backward", fake_backward or self._formula_backward),
+        ):
+            torch.library.register_fake(f"nacre::{name}", _make_apart(traced), lib=_library)
         for device, policy in (autocast or {}).items():
             _library.impl(self.name, self._make_autocast(device, policy), _AUTOCAST_KEYS[device])
 
@@ -177,10 +203,10 @@ class Op:
         kernel, reason = self.choose(*arguments) if _unobserved(arguments) else (None, "")
         if kernel is None:
             results = self.operator(*arguments)
-        elif torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+        elif torch.is_grad_enabled() and _any_requires_grad(*arguments):
             if recorders:
                 record(self.name, f"{kernel.language} kernel", reason)
-            results = self._function.apply(self._kernel, *arguments)
+            results = self._apply(kernel.function or self._kernel, *arguments)
         else:
             results = self._run(kernel, reason, *arguments)
         if len(self.returns) == 1:
@@ -212,34 +238,25 @@ class Op:
 
     def choose(self, *arguments: Any) -> tuple[Kernel | None, str]:
         """The kernel that serves these arguments, or None for the formula; and the reason."""
-        device = _device_of(arguments)
-        reason = f"no kernel for {device} yet"
-        for kernel in self.kernels:
-            if kernel.device != device:
-                continue
-            if missing := kernel.unavailable():
-                reason = missing
-            elif unmet := kernel.unmet(*arguments):
-                reason = f"the {kernel.language} kernel asks for {unmet}"
-            else:
-                return kernel, kernel.conditions
-        return None, reason
+        return _first_serving(self.kernels, arguments)
 
     def _choose_backward(self, arguments: Sequence[Any]) -> tuple[Kernel | None, str]:
         given = [None if index is None else arguments[index] for index in self._choose_from]
         if self._choose_from[0] is None:
             given[0] = next(grad for grad in arguments[: self.outputs] if grad is not None)
-        return self.choose(*given)
+        return _first_serving(self.backward_kernels, given)
 
     def _run(self, kernel: Kernel | None, reason: str, *arguments: Any) -> Any:
         if recorders:
             record(self.name, f"{kernel.language} kernel" if kernel else "formula", reason)
-        return self._kernel(*arguments) if kernel else self._formula_apart(*arguments)
+        return (kernel.function or self._kernel)(*arguments) if kernel else self._formula_apart(*arguments)
 
     def _run_backward(self, kernel: Kernel | None, reason: str, *arguments: Any) -> Any:
         if recorders:
             record(f"{self.name}_backward", f"{kernel.language} kernel" if kernel else "formula", reason)
-        return self._backward_kernel(*arguments) if kernel else self._formula_backward_apart(*arguments)
+        if kernel is None:
+            return self._formula_backward_apart(*arguments)
+        return (kernel.function or self._backward_kernel)(*arguments)
 
     def _dispatched(self, *arguments: Any) -> Any:
         return self._run(*self.choose(*arguments), *arguments)
@@ -257,9 +274,9 @@ class Op:
     # ---- autograd
 
     def _autograd(self, keyset: Any, *arguments: Any) -> Any:
-        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        if _are_functorch_transforms_active() or forward_ad._current_level >= 0:
             return self._formula(*arguments)
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+        if torch.is_grad_enabled() and _any_requires_grad(*arguments):
             return self._function.apply(functools.partial(self._redispatch, keyset), *arguments)
         return self._redispatch(keyset, *arguments)
 
@@ -269,17 +286,17 @@ class Op:
             return self.operator.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *arguments)
 
     def _make_function(self) -> type[torch.autograd.Function]:
-        op = self
+        op, several = self, len(self.returns) > 1
 
         def forward(ctx: Any, run: Callable[..., Any], *arguments: Any) -> Any:
             results = run(*arguments)
-            values = (*arguments, *results) if len(op.returns) > 1 else (*arguments, results)
+            values = (*arguments, *results) if several else (*arguments, results)
             saved = [values[index] for index in op._save_from]
-            ctx.save_for_backward(*(value for value in saved if isinstance(value, torch.Tensor)))
+            ctx.save_for_backward(*[value for value in saved if isinstance(value, torch.Tensor)])
             ctx.saved = [_IN_TENSORS if isinstance(value, torch.Tensor) else value for value in saved]
-            ctx.settings = [None if isinstance(value, torch.Tensor) else value for value in arguments]
             ctx.set_materialize_grads(False)
             if op.intermediates:
+                ctx.settings = [None if isinstance(value, torch.Tensor) else value for value in arguments]
                 ctx.mark_non_differentiable(*results[op.outputs :])
             return results
 
@@ -290,13 +307,17 @@ class Op:
                 return tuple(gradients)
             tensors = iter(ctx.saved_tensors)
             saved = [next(tensors) if value is _IN_TENSORS else value for value in ctx.saved]
-            needs = [ctx.needs_input_grad[1 + index] for index in op._gradient_at]
+            needed = ctx.needs_input_grad
+            needs = [needed[1 + index] for index in op._gradient_at]
             if torch.is_grad_enabled():
-                found = op._differentiable_backward(grads, saved, ctx.settings, needs)
+                found = op._differentiable_backward(grads, saved, ctx.settings if op.intermediates else (), needs)
             else:
                 found = op._backward(*grads, *saved, needs)
             for index, gradient in zip(op._gradient_at, (found,) if len(op.gradients) == 1 else found, strict=True):
                 gradients[1 + index] = gradient
+            for index, place in op._passes:
+                if gradients[1 + index] is None and ctx.needs_input_grad[1 + index]:
+                    gradients[1 + index] = (*grads, *gradients[1:])[place]
             return tuple(gradients)
 
         members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
@@ -337,6 +358,27 @@ class Op:
                 )
 
         return autocast
+
+
+def _first_serving(kernels: Sequence[Kernel], arguments: Sequence[Any]) -> tuple[Kernel | None, str]:
+    device = _device_of(arguments)
+    refusals: list[str] = []
+    for kernel in kernels:
+        if kernel.device != device:
+            continue
+        if missing := kernel.unavailable():
+            refusals.append(missing)
+        elif unmet := kernel.unmet(*arguments):
+            refusals.append(f"the {kernel.language} kernel asks for {unmet}")
+        elif kernel.compiled or not refusals:
+            return kernel, kernel.conditions
+        else:  # a call which nacre's own kernels refuse goes to torch's for that reason
+            return kernel, "; ".join(dict.fromkeys(refusals))
+    return None, "; ".join(dict.fromkeys(refusals)) or f"no kernel for {device} yet"
+
+
+def _make_apart(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *arguments: _apart(function(*arguments), arguments)
 
 
 def _apart(results: Any, arguments: Sequence[Any]) -> Any:

@@ -57,3 +57,30 @@ def keep_mask(seed: Tensor, shape: Sequence[int], p: float) -> Tensor:
     for size in shape:
         count = count * size
     return (random_words(seed, count) >= round(p * 2**32)).reshape(shape)
+
+
+def dropout_seed(input: Tensor, p: float, training: bool) -> Tensor | None:
+    """The seed of one call of dropout; None where nothing can be dropped, and no random number is drawn.
+
+    Like torch, p = 1 draws none either.
+
+    Example:
+        >>> dropout_seed(torch.ones(3), 0.5, training=False) is None
+        True
+    """
+    if not training or p == 0 or input.numel() == 0:
+        return None
+    return new_seed(input.device) if p < 1 else torch.zeros((), dtype=torch.int64, device=input.device)
+
+
+def masked(tensor: Tensor, seed: Tensor | None, p: float) -> Tensor:
+    """What dropout leaves of a tensor: the kept elements times 1 / (1 - p); without a seed the tensor itself.
+
+    Example:
+        >>> masked(torch.ones(6), torch.tensor(7), 0.5).unique()
+        tensor([0., 2.])
+    """
+    if seed is None:
+        return tensor
+    scale = 1 / (1 - p) if p < 1 else 0.0
+    return tensor * keep_mask(seed, tensor.shape, p) * scale

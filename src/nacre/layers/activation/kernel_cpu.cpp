@@ -158,8 +158,9 @@ Tensor forward(const Tensor& input) {
   const Tensor x = laid_out(input, strides), y = new_tensor(sizes_of(x), strides, x.scalar_type());
   with_type(x.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    over_elements(x.numel(), static_cast<T*>(y.mutable_data_ptr()), Function::template value<Accumulator<T>>,
-                  static_cast<const T*>(x.const_data_ptr()));
+    using A = Accumulator<T>;
+    const auto value = [](Vector<A> of) { return Function::template value<A>(of); };  // inlined, unlike a pointer to it
+    over_elements(x.numel(), static_cast<T*>(y.mutable_data_ptr()), value, static_cast<const T*>(x.const_data_ptr()));
   });
   return y;
 }
@@ -178,7 +179,9 @@ Tensor backward(const Tensor& grad_output, const Tensor& saved, const std::vecto
   const Tensor grad_x = new_tensor(sizes_of(x), strides, x.scalar_type());
   with_type(x.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    over_elements(x.numel(), static_cast<T*>(grad_x.mutable_data_ptr()), Function::template gradient<Accumulator<T>>,
+    using A = Accumulator<T>;
+    const auto gradient = [](Vector<A> grad, Vector<A> of) { return Function::template gradient<A>(grad, of); };
+    over_elements(x.numel(), static_cast<T*>(grad_x.mutable_data_ptr()), gradient,
                   static_cast<const T*>(g.const_data_ptr()), static_cast<const T*>(x.const_data_ptr()));
   });
   return grad_x;

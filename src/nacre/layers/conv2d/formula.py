@@ -101,14 +101,14 @@ def _split(tensor: Tensor, axis: int, groups: int) -> Tensor:
 
 def lay_out(tensor: Tensor, input: Tensor, weight: Tensor) -> Tensor:
     """Gives a result the dtype of the input and, as torch does, the memory format of the input or of the weight."""
-    channels_last = input.shape[0] > 0 and (_is_channels_last(input) or _is_channels_last(weight))
+    channels_last = input.shape[0] > 0 and (is_channels_last(input) or is_channels_last(weight))
     if channels_last:
         tensor = tensor.permute(0, 2, 3, 1)
     tensor = tensor.to(input.dtype, copy=True, memory_format=torch.contiguous_format)
     return tensor.permute(0, 3, 1, 2) if channels_last else tensor
 
 
-def _is_channels_last(tensor: Tensor) -> bool:
+def is_channels_last(tensor: Tensor) -> bool:
     least = 0
     for axis in (1, 3, 2, 0):
         size, stride = tensor.shape[axis], tensor.stride(axis)

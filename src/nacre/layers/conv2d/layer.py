@@ -9,7 +9,7 @@ from torch import Tensor
 from nacre.core import check
 from nacre.core.choice import torch_instead, unserved
 from nacre.core.op import Op
-from nacre.layers.conv2d import formula
+from nacre.layers.conv2d import formula, served
 from nacre.layers.conv2d.cost import outputs
 
 
@@ -46,6 +46,8 @@ _op = Op(
     saved=("input", "weight", "stride", "padding", "dilation", "groups"),
     gradients=("input", "weight", "bias"),
     autocast={"cpu": "lower", "cuda": "lower", "xpu": "lower", "mps": "lower"},
+    kernels=served.KERNELS,
+    backward_kernels=served.BACKWARD_KERNELS,
     fake=_fake,
     fake_backward=_fake_backward,
 )

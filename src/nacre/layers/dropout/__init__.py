@@ -1,4 +1,4 @@
-"""Dropout: formula.py, cost.py, layer.py and cases.py, to be read in this order."""
+"""Dropout: formula.py, cost.py, layer.py, residual.py, kernel_cpu.cpp and cases.py, to be read in this order."""
 
 import torch
 
@@ -6,8 +6,9 @@ from nacre.core.spec import LayerSpec
 from nacre.layers.dropout.cases import CASES
 from nacre.layers.dropout.cost import COMPLEXITY, cost, sizes
 from nacre.layers.dropout.layer import Dropout, dropout
+from nacre.layers.dropout.residual import residual_dropout
 
-__all__ = ["SPECS", "Dropout", "dropout"]
+__all__ = ["SPECS", "Dropout", "dropout", "residual_dropout"]
 
 SPECS = (
     LayerSpec(

@@ -35,3 +35,26 @@ def cost(elements: int, active: bool = True, itemsize: int = 4, input_gradient: 
         backward_bytes=(itemsize * 2 * elements + SEED_BYTES) * recorded,
         saved_bytes=SEED_BYTES * recorded,
     )
+
+
+def residual_cost(
+    elements: int,
+    drops: bool = True,
+    itemsize: int = 4,
+    residual_gradient: bool = True,
+    branch_gradient: bool = True,
+) -> Cost:
+    """The exact bill of ``residual + dropout(branch)``.
+
+    Forward, an element: the random word, its comparison with p, times the mask, times the scale (4, where it drops),
+    the addition (1). Backward, an element of the branch's gradient: the same 4. The residual's gradient is that of the
+    output, as the branch's is where nothing is dropped: neither is read nor written.
+    """
+    masked = drops * branch_gradient
+    return Cost(
+        elementwise_flops=elements * (1 + 4 * drops),
+        backward_elementwise_flops=4 * elements * masked,
+        bytes=itemsize * 3 * elements,
+        backward_bytes=(itemsize * 2 * elements + SEED_BYTES) * masked,
+        saved_bytes=SEED_BYTES * drops * max(residual_gradient, branch_gradient),
+    )

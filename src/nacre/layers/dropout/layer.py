@@ -1,6 +1,5 @@
 """The Dropout layer and its functional form."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 from nacre.core import check
 from nacre.core.choice import cpp_kernel, torch_instead, unserved
 from nacre.core.op import Op
-from nacre.core.random import new_seed
+from nacre.core.random import dropout_seed
 from nacre.layers.dropout import formula
 
 
@@ -96,14 +95,11 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
         >>> nacre.functional.dropout(values, training=False) is values
         True
     """
-    if not 0 <= p <= 1:
-        kind = RuntimeError if math.isnan(p) else ValueError
-        raise check.error(kind, "p of dropout is a probability, from 0 to 1", f"p = {p}")
+    check.probability("dropout", p)
     if reason := unserved(input):
         return torch_instead("dropout", reason, torch.nn.functional.dropout, input, p, training, inplace)
-    if not training or p == 0 or input.numel() == 0:
+    seed = dropout_seed(input, p, training)
+    if seed is None:
         return input
-    # like torch, p = 1 draws no random number
-    seed = new_seed(input.device) if p < 1 else torch.zeros((), dtype=torch.int64, device=input.device)
     output = _op(input, seed, float(p))
     return input.copy_(output) if inplace else output

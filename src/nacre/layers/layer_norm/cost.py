@@ -54,3 +54,42 @@ def cost(
         backward_bytes=itemsize * (elements * (2 + input_gradient) + parameters + features * weight) + statistics,
         saved_bytes=itemsize * elements + statistics,
     )
+
+
+def residual_cost(
+    rows: int,
+    features: int,
+    weight: bool = True,
+    bias: bool = True,
+    itemsize: int = 4,
+    drops: bool = True,
+    residual_gradient: bool = True,
+    branch_gradient: bool = True,
+    sum_gradient: bool = True,
+) -> Cost:
+    """The exact bill of ``sum = residual + dropout(branch)`` and of its LayerNorm.
+
+    ``drops`` tells whether dropout is at work, ``sum_gradient`` whether what follows reads the sum, too, which then
+    brings a gradient of its own.
+
+    Forward, an element: the random word, its comparison with p, times the mask, times the scale (4, where it drops),
+    the addition (1), and LayerNorm's as in :func:`cost`.
+    Backward, an element: mean and variance again (4), LayerNorm's as in :func:`cost`, the sum's own gradient (1), the
+    branch's gradient (4, where it drops). Where nothing is dropped residual and branch have one gradient.
+    """
+    elements, parameters, seed = rows * features, features * (weight + bias), 8
+    input_gradient = max(residual_gradient, branch_gradient)
+    norm = cost(rows, features, weight, bias, itemsize, input_gradient=bool(input_gradient))
+    masked = drops * branch_gradient
+    written = residual_gradient + branch_gradient * max(drops, 1 - residual_gradient)
+    return Cost(
+        parameters=parameters,
+        elementwise_flops=elements * (1 + 4 * drops) + norm.elementwise_flops,
+        backward_elementwise_flops=norm.backward_elementwise_flops
+        + elements * (4 + sum_gradient * input_gradient + 4 * masked)
+        + 4 * rows,
+        bytes=itemsize * (4 * elements + parameters),
+        backward_bytes=itemsize * (elements * (2 + sum_gradient + written) + parameters + features * weight)
+        + seed * masked,
+        saved_bytes=itemsize * elements + seed * drops,
+    )

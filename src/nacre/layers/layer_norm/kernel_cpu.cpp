@@ -1,99 +1,17 @@
-// LayerNorm: formula.py, with a row kept in cache between its passes. N rows of D features each.
-#include "nacre/core/cpu_memory.h"
-#include "nacre/core/cpu_primitives.h"
-#include "nacre/core/cpu_streams.h"
+// LayerNorm, and LayerNorm of a residual and what dropout leaves of a branch. N rows of D features each.
+#include "nacre/core/cpu_dropout.h"
+#include "nacre/core/cpu_rows.h"
+#include "nacre/layers/layer_norm/kernel_cpu.h"
 
-#include <array>
-#include <cmath>
 #include <tuple>
-#include <vector>
 
-namespace nacre {
+namespace nacre::layer_norm {
 namespace {
-
-template <class A, size_t N>
-using Vectors = std::array<Vector<A>, N>;
-
-// The rounding of the first mean shows in the mean distance from it: that corrects both mean and variance.
-// x, y: (D); weight, bias: (D) or null
-template <class T, class A = Accumulator<T>>
-void normalise_row(const T* x, const A* weight, const A* bias, A eps, int64_t features, T* y, bool stream, A* mean,
-                   A* rstd) {
-  const A size = static_cast<A>(features);
-  const auto [sum] = sums_over_row<A, 1>(features, [&](int64_t i, auto which) {
-    return Vectors<A, 1>{load(x + i, which)};
-  });
-  const A center = sum / size;
-  const auto [distances, squares] = sums_over_row<A, 2>(features, [&](int64_t i, auto which) {
-    const Vector<A> distance = load(x + i, which) - center;
-    return Vectors<A, 2>{distance, distance * distance};
-  });
-  const A correction = distances / size;
-  const A variance = squares / size - correction * correction;
-  *mean = center + correction;
-  *rstd = A(1) / std::sqrt((variance < 0 ? A(0) : variance) + eps);
-  over_row<A>(features, [&, m = *mean, r = *rstd](int64_t i, auto which) {
-    Vector<A> value = (load(x + i, which) - m) * r;
-    if (weight) value *= load(weight + i, which);
-    if (bias) value += load(bias + i, which);
-    put(y + i, value, which, stream);
-  });
-}
-
-// Adds the row's share to the sums grad_weight and grad_bias, (D) or null, and writes grad_x, (D) or null.
-// g, x: (D); weight: (D) or null
-template <class T, class A = Accumulator<T>>
-void differentiate_row(const T* g, const T* x, const A* weight, A mean, A rstd, int64_t features, T* grad_x,
-                       bool stream, A* grad_weight, A* grad_bias) {
-  const A size = static_cast<A>(features);
-  const auto n_at = [&](int64_t i, auto which) -> Vector<A> { return (load(x + i, which) - mean) * rstd; };
-  const auto h_at = [&](int64_t i, auto which) -> Vector<A> {
-    return weight ? load(g + i, which) * load(weight + i, which) : load(g + i, which);
-  };
-  const auto [sum_h, sum_hn] = sums_over_row<A, 2>(features, [&](int64_t i, auto which) {
-    const Vector<A> n = n_at(i, which), h = h_at(i, which), grad = load(g + i, which);
-    if (grad_weight) store(grad_weight + i, load(grad_weight + i, which) + grad * n, which);
-    if (grad_bias) store(grad_bias + i, load(grad_bias + i, which) + grad, which);
-    return Vectors<A, 2>{h, h * n};
-  });
-  if (!grad_x) return;
-  over_row<A>(features, [&, mean_h = sum_h / size, mean_hn = sum_hn / size](int64_t i, auto which) {
-    put(grad_x + i, rstd * (h_at(i, which) - mean_h - n_at(i, which) * mean_hn), which, stream);
-  });
-}
-
-struct Shape {
-  int64_t rows = 1, features = 1;
-  Sizes sizes;
-  Sizes statistics;  // (..., 1, ...): the shape of mean and rstd
-};
-
-Shape shape_of(const Tensor& input, const std::vector<int64_t>& normalized_shape) {
-  Shape shape;
-  const auto sizes = input.sizes();
-  const auto leading = static_cast<int64_t>(sizes.size()) - static_cast<int64_t>(normalized_shape.size());
-  STD_TORCH_CHECK(leading >= 0, "layer_norm: the input has fewer dimensions than normalized_shape");
-  for (int64_t i = 0; i < static_cast<int64_t>(sizes.size()); ++i) {
-    STD_TORCH_CHECK(i < leading || sizes[i] == normalized_shape[i - leading],
-                    "layer_norm: the input's last dimensions are not normalized_shape");
-    (i < leading ? shape.rows : shape.features) *= sizes[i];
-    shape.sizes.push_back(sizes[i]);
-    shape.statistics.push_back(i < leading ? sizes[i] : 1);
-  }
-  return shape;
-}
-
-// A weight or bias in the accumulator's dtype.
-std::optional<Tensor> parameter(const std::optional<Tensor>& given, ScalarType dtype, int64_t features) {
-  if (!given) return std::nullopt;
-  STD_TORCH_CHECK(given->numel() == features, "layer_norm: weight and bias have the shape normalized_shape");
-  return contiguous_as(*given, dtype);
-}
 
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const std::vector<int64_t>& normalized_shape,
                                            const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
                                            double eps) {
-  const Shape shape = shape_of(input, normalized_shape);
+  const Shape shape(input, normalized_shape);
   const ScalarType dtype = input.scalar_type(), computed = accumulator_dtype(dtype);
   const Tensor x = contiguous_as(input, dtype);
   const auto w = parameter(weight, computed, shape.features), b = parameter(bias, computed, shape.features);
@@ -109,12 +27,15 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const std::vecto
     A* rstds = static_cast<A*>(rstd.mutable_data_ptr());          // (N)
     const A *w_values = values<A>(w), *b_values = values<A>(b);   // (D) or null
     const int64_t features = shape.features;
-    const int64_t rows_per_thread = std::max<int64_t>(values_per_thread / std::max<int64_t>(features, 1), 1);
     const bool stream = streams_rows(y_rows, shape.rows, features);
-    in_parallel(shape.rows, rows_per_thread, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row)
-        normalise_row<T>(x_rows + row * features, w_values, b_values, static_cast<A>(eps), features,
-                         y_rows + row * features, stream, means + row, rstds + row);
+    in_parallel(shape.rows, shape.rows_per_thread(), [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        const T* x_row = x_rows + row * features;
+        const auto of = statistics_of<T>(x_row, static_cast<A>(eps), features);
+        normalise_row<T>(x_row, w_values, b_values, of, features, y_rows + row * features, stream);
+        means[row] = of.mean;
+        rstds[row] = of.rstd;
+      }
       if (stream) finish_past_caches();
     });
   });
@@ -126,8 +47,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
                                             const std::vector<int64_t>& normalized_shape,
                                             const std::optional<Tensor>& weight, const Tensor& mean,
                                             const Tensor& rstd, const std::vector<bool>& needs) {
-  const Shape shape = shape_of(input, normalized_shape);
-  const RowBlocks blocks(shape.rows, shape.features);
+  const Shape shape(input, normalized_shape);
   const ScalarType dtype = input.scalar_type(), computed = accumulator_dtype(dtype);
   STD_TORCH_CHECK(needs.size() == 3, "layer_norm: three gradients are asked for or not");
   STD_TORCH_CHECK(grad_output.numel() == input.numel(), "layer_norm: the gradient has the shape of the output");
@@ -135,54 +55,145 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
   const Tensor x = contiguous_as(input, dtype), g = contiguous_as(grad_output, dtype);
   const Tensor m = contiguous_as(mean, computed), r = contiguous_as(rstd, computed);
   const auto w = parameter(weight, computed, shape.features);
-
-  Tensor grad_x, grad_weight, grad_bias;
-  if (needs[0]) grad_x = new_tensor(shape.sizes, dtype);
-  if (needs[1]) grad_weight = new_tensor(normalized_shape, computed);
-  if (needs[2]) grad_bias = new_tensor(normalized_shape, computed);
+  const Tensor grad_x = needs[0] ? new_tensor(shape.sizes, dtype) : Tensor();
+  ParameterGradients parameters(shape, normalized_shape, computed, needs[1], needs[2]);
 
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
     using A = Accumulator<T>;
     const int64_t features = shape.features;
-    const T* g_rows = static_cast<const T*>(g.const_data_ptr());                                   // (N, D)
-    const T* x_rows = static_cast<const T*>(x.const_data_ptr());                                   // (N, D)
-    const A* w_values = values<A>(w);                                                              // (D) or null
-    const A* means = static_cast<const A*>(m.const_data_ptr());                                    // (N)
-    const A* rstds = static_cast<const A*>(r.const_data_ptr());                                    // (N)
-    T* grad_rows = needs[0] ? static_cast<T*>(grad_x.mutable_data_ptr()) : nullptr;                // (N, D) or null
-    const Scratch<A> weight_sums(needs[1] ? blocks.count * features : 0);
-    const Scratch<A> bias_sums(needs[2] ? blocks.count * features : 0);
-    A* weight_blocks = needs[1] ? weight_sums.get() : nullptr;                                     // (B, D) or null
-    A* bias_blocks = needs[2] ? bias_sums.get() : nullptr;                                         // (B, D) or null
+    const T* g_rows = static_cast<const T*>(g.const_data_ptr());                     // (N, D)
+    const T* x_rows = static_cast<const T*>(x.const_data_ptr());                     // (N, D)
+    const A* means = static_cast<const A*>(m.const_data_ptr());                      // (N)
+    const A* rstds = static_cast<const A*>(r.const_data_ptr());                      // (N)
+    T* grad_rows = needs[0] ? static_cast<T*>(grad_x.mutable_data_ptr()) : nullptr;  // (N, D) or null
     const bool stream = grad_rows && streams_rows(grad_rows, shape.rows, features);
-    in_parallel(blocks.count, blocks.per_thread, [&](int64_t begin, int64_t end) {
-      for (int64_t block = begin; block < end; ++block) {
-        A* weight_sum = weight_blocks ? weight_blocks + block * features : nullptr;
-        A* bias_sum = bias_blocks ? bias_blocks + block * features : nullptr;
-        if (weight_sum) std::fill(weight_sum, weight_sum + features, A(0));
-        if (bias_sum) std::fill(bias_sum, bias_sum + features, A(0));
-        for (int64_t row = blocks.begin(block); row < blocks.end(block); ++row)
-          differentiate_row<T>(g_rows + row * features, x_rows + row * features, w_values, means[row], rstds[row],
-                               features, grad_rows ? grad_rows + row * features : nullptr, stream, weight_sum, bias_sum);
+    const auto differentiate = [&](int64_t row, A* grad_weight, A* grad_bias) {
+      const int64_t at = row * features;
+      RowGradient<T> gradient{g_rows + at, x_rows + at, values<A>(w), {means[row], rstds[row]}};
+      gradient.reduce(features, grad_weight, grad_bias);
+      if (!grad_rows) return;
+      over_row<A>(features, [&](int64_t i, auto which) {
+        put(grad_rows + at + i, gradient.at(i, which), which, stream);
+      });
+    };
+    parameters.over_rows<A>(differentiate, [&] { if (stream) finish_past_caches(); });
+  });
+  parameters.convert(weight ? weight->scalar_type() : grad_output.scalar_type());
+  return {grad_x, parameters.weight, parameters.bias};
+}
+
+// ---- of residual + dropout(branch)
+
+// output, sum: (N, D), both contiguous
+std::tuple<Tensor, Tensor> residual_values(const Tensor& residual, const Tensor& branch, const Shape& shape,
+                                           const std::optional<Tensor>& seed, double p,
+                                           const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
+                                           double eps) {
+  const ScalarType dtype = residual.scalar_type(), computed = accumulator_dtype(dtype);
+  const int64_t features = shape.features;
+  const Rows residual_rows(residual, dtype, features), branch_rows(branch, dtype, features);
+  const auto w = parameter(weight, computed, features), b = parameter(bias, computed, features);
+  const Tensor output = new_tensor(shape.sizes, dtype), sum = new_tensor(shape.sizes, dtype);
+
+  with_type(dtype, [&](auto type) {
+    using T = decltype(type);
+    using A = Accumulator<T>;
+    const DropoutFactors<A> factors(seed, p);
+    T* y_rows = static_cast<T*>(output.mutable_data_ptr());  // (N, D)
+    T* s_rows = static_cast<T*>(sum.mutable_data_ptr());     // (N, D)
+    const bool stream = streams_rows(y_rows, shape.rows, features) && streams_rows(s_rows, shape.rows, features);
+    in_parallel(shape.rows, shape.rows_per_thread(), [&](int64_t begin, int64_t end) {
+      const Scratch<T> in_cache(stream ? features : 0);  // what is written past the caches is read from here
+      for (int64_t row = begin; row < end; ++row) {
+        const T *r = residual_rows.row<T>(row), *x = branch_rows.row<T>(row);
+        T *s_row = s_rows + row * features, *s = stream ? in_cache.get() : s_row;
+        factors.over_row(row * features, features, [&](int64_t i, auto which, Vector<A> factor) {
+          store(s + i, load(r + i, which) + load(x + i, which) * factor, which);
+        });
+        const auto of = statistics_of<T>(s, static_cast<A>(eps), features);
+        normalise_row<T>(s, values<A>(w), values<A>(b), of, features, y_rows + row * features, stream);
+        if (!stream) continue;
+        over_row<A>(features, [&](int64_t i, auto which) { store_past_caches(s_row + i, load(s + i, which), which); });
       }
       if (stream) finish_past_caches();
     });
-    if (needs[1])
-      add_blocks(weight_blocks, static_cast<A*>(grad_weight.mutable_data_ptr()), blocks.count, features);
-    if (needs[2]) add_blocks(bias_blocks, static_cast<A*>(grad_bias.mutable_data_ptr()), blocks.count, features);
   });
+  return {output, sum};
+}
 
-  const ScalarType parameters = weight ? weight->scalar_type() : grad_output.scalar_type();
-  if (needs[1]) grad_weight = contiguous_as(grad_weight, parameters);
-  if (needs[2]) grad_bias = contiguous_as(grad_bias, parameters);
-  return {grad_x, grad_weight, grad_bias};
+std::tuple<Tensor, Tensor> residual_forward(const Tensor& residual, const Tensor& branch,
+                                            const std::optional<Tensor>& seed, double p,
+                                            const std::vector<int64_t>& normalized_shape,
+                                            const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
+                                            double eps) {
+  const Shape shape(residual, normalized_shape);
+  STD_TORCH_CHECK(sizes_of(residual) == sizes_of(branch), "layer_norm: residual and branch have one shape");
+  auto [output, sum] = residual_values(residual, branch, shape, seed, p, weight, bias, eps);
+  if (residual.is_contiguous() && branch.is_contiguous()) return {output, sum};
+  return {output, laid_out(sum, result_strides(residual, torch::stable::empty_like(branch)))};
+}
+
+// needs: whether the gradients of residual, branch, weight and bias are asked for. Without dropout residual and branch
+// have one gradient, which core/op.py passes on.
+std::tuple<Tensor, Tensor, Tensor, Tensor> residual_backward(
+    const std::optional<Tensor>& grad_output, const std::optional<Tensor>& grad_sum, const Tensor& sum,
+    const std::optional<Tensor>& seed, double p, const std::vector<int64_t>& normalized_shape,
+    const std::optional<Tensor>& weight, double eps, const std::vector<bool>& needs) {
+  const Shape shape(sum, normalized_shape);
+  const ScalarType dtype = sum.scalar_type(), computed = accumulator_dtype(dtype);
+  const int64_t features = shape.features;
+  STD_TORCH_CHECK(needs.size() == 4, "layer_norm: four gradients are asked for or not");
+  for (const auto& grad : {grad_output, grad_sum})
+    STD_TORCH_CHECK(!grad || grad->numel() == sum.numel(), "layer_norm: gradients have the shape of the outputs");
+  const Tensor s = contiguous_as(sum, dtype);
+  const auto g = grad_output ? std::optional(contiguous_as(*grad_output, dtype)) : std::nullopt;
+  const auto direct = grad_sum ? std::optional(contiguous_as(*grad_sum, dtype)) : std::nullopt;
+  const auto w = parameter(weight, computed, features);
+  const bool of_branch = needs[1] && (seed || !needs[0]);
+  const Tensor grad_residual = needs[0] ? new_tensor(shape.sizes, dtype) : Tensor();
+  const Tensor grad_branch = of_branch ? new_tensor(shape.sizes, dtype) : Tensor();
+  ParameterGradients parameters(shape, normalized_shape, computed, g && needs[2], g && needs[3]);
+
+  with_type(dtype, [&](auto type) {
+    using T = decltype(type);
+    using A = Accumulator<T>;
+    const DropoutFactors<A> factors(seed, p);
+    const T* s_rows = static_cast<const T*>(s.const_data_ptr());                                // (N, D)
+    const T *g_rows = values<T>(g), *direct_rows = values<T>(direct);                           // (N, D) or null
+    T* residual_rows = needs[0] ? static_cast<T*>(grad_residual.mutable_data_ptr()) : nullptr;  // (N, D) or null
+    T* branch_rows = of_branch ? static_cast<T*>(grad_branch.mutable_data_ptr()) : nullptr;     // (N, D) or null
+    const bool stream = (residual_rows || branch_rows) &&
+                        (!residual_rows || streams_rows(residual_rows, shape.rows, features)) &&
+                        (!branch_rows || streams_rows(branch_rows, shape.rows, features));
+    const auto differentiate = [&](int64_t row, A* grad_weight, A* grad_bias) {
+      const int64_t at = row * features;
+      const T* s_row = s_rows + at;
+      RowGradient<T> gradient{g_rows + at, s_row, values<A>(w), statistics_of<T>(s_row, static_cast<A>(eps), features)};
+      if (g_rows) gradient.reduce(features, grad_weight, grad_bias);
+      const auto write = [&](int64_t i, auto which, Vector<A> factor) {
+        Vector<A> total = g_rows ? gradient.at(i, which) : Vector<A>{};
+        if (direct_rows) total += load(direct_rows + at + i, which);
+        if (residual_rows) put(residual_rows + at + i, total, which, stream);
+        if (branch_rows) put(branch_rows + at + i, total * factor, which, stream);
+      };
+      if (branch_rows)
+        factors.over_row(at, features, write);
+      else if (residual_rows)
+        over_row<A>(features, [&](int64_t i, auto which) { write(i, which, Vector<A>{}); });
+    };
+    parameters.over_rows<A>(differentiate, [&] { if (stream) finish_past_caches(); });
+  });
+  parameters.convert(weight ? weight->scalar_type() : dtype);
+  return {grad_residual, grad_branch, parameters.weight, parameters.bias};
 }
 
 }  // namespace
-}  // namespace nacre
+}  // namespace nacre::layer_norm
 
 STABLE_TORCH_LIBRARY_IMPL(nacre, CPU, m) {
-  m.impl("layer_norm.kernel", TORCH_BOX(&nacre::forward));
-  m.impl("layer_norm_backward.kernel", TORCH_BOX(&nacre::backward));
+  m.impl("layer_norm.kernel", TORCH_BOX(&nacre::layer_norm::forward));
+  m.impl("layer_norm_backward.kernel", TORCH_BOX(&nacre::layer_norm::backward));
+  m.impl("residual_dropout_layer_norm.kernel", TORCH_BOX(&nacre::layer_norm::residual_forward));
+  m.impl("residual_dropout_layer_norm_backward.kernel", TORCH_BOX(&nacre::layer_norm::residual_backward));
 }

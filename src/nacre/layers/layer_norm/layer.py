@@ -103,11 +103,12 @@ def layer_norm(
             "layer_norm", reason, torch.nn.functional.layer_norm, input, normalized_shape, weight, bias, eps
         )
     normalized_shape = tuple(normalized_shape)
-    _validate(input, normalized_shape, weight, bias)
+    validate(input, normalized_shape, weight, bias)
     return _op(input, normalized_shape, weight, bias, eps)
 
 
-def _validate(input: Tensor, normalized_shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None) -> None:
+def validate(input: Tensor, normalized_shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None) -> None:
+    """Raises RuntimeError unless the four fit together."""
     dimensions = len(normalized_shape)
     if dimensions == 0:
         raise check.error(RuntimeError, "LayerNorm normalises at least one dimension", "normalized_shape = ()")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nacre.core import check
-from nacre.core.choice import torch_instead, unserved
+from nacre.core.choice import FLOATS, cpp_kernel, torch_instead, torch_is_ahead, unserved
 from nacre.core.op import Op
 from nacre.layers.linear import formula
 
@@ -17,7 +17,10 @@ _op = Op(
     saved=("input", "weight"),
     gradients=("input", "weight", "bias"),
     autocast={"cpu": "lower", "cuda": "lower", "xpu": "lower", "mps": "lower"},
+    kernels=[cpp_kernel(dtypes=(torch.float32, torch.float64))],
 )
+
+_TORCH_BELOW = 1 << 23  # multiply-adds
 
 
 class Linear(torch.nn.Linear):
@@ -80,10 +83,40 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         >>> nacre.functional.linear(torch.tensor([1.0, 2.0]), torch.tensor([[3.0, 4.0]]), torch.tensor([0.5]))
         tensor([11.5000])
     """
-    if reason := unserved(input, weight, bias) or _unusual(weight, bias):
-        return torch_instead("linear", reason, torch.nn.functional.linear, input, weight, bias)
-    _validate(input, weight, bias)
+    if not _fits(input, weight, bias):
+        if reason := unserved(input, weight, bias) or _unusual(weight, bias):
+            return torch_instead("linear", reason, torch.nn.functional.linear, input, weight, bias)
+        _validate(input, weight, bias)
+    elif (under := _short_of(input, weight)) and torch_is_ahead("linear", input, under):
+        return torch.nn.functional.linear(input, weight, bias)
     return _op(input, weight, bias)
+
+
+def _short_of(input: Tensor, weight: Tensor) -> str:
+    """The size that a call lacks to be faster by nacre's kernel; empty when it lacks nothing."""
+    out_features, in_features = weight.shape
+    if input.numel() * out_features < _TORCH_BELOW:
+        return f"{_TORCH_BELOW:,} multiply-adds"
+    return "8 features out and 2 features in" if out_features < 8 or in_features < 2 else ""
+
+
+def _fits(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether this is plainly a call that nacre serves; if not, the reason is yet to be found."""
+    if not (isinstance(input, Tensor) and isinstance(weight, Tensor)) or input.dtype not in FLOATS:
+        return False
+    if input.layout is not torch.strided or input.is_nested or weight.layout is not torch.strided:
+        return False
+    if bias is not None and (
+        bias.dtype != input.dtype or bias.shape != weight.shape[:1] or bias.device != input.device
+    ):
+        return False
+    return (
+        weight.dtype == input.dtype
+        and weight.dim() == 2
+        and input.dim() > 0
+        and input.shape[-1] == weight.shape[1]
+        and weight.device == input.device
+    )
 
 
 def _unusual(weight: Tensor, bias: Tensor | None) -> str:

@@ -1,0 +1,172 @@
+#include "nacre/core/cpu_matmul.h"
+
+#include "nacre/core/cpu_math.h"
+
+namespace nacre {
+
+// ---- packing
+
+// Transposes a square of vectors: each round interleaves the upper half of the rows with the lower half.
+template <class A>
+inline void transpose(Vector<A>* rows) {
+  using Indices = typename VectorOf<std::conditional_t<sizeof(A) == 4, int32_t, int64_t>, vector_bytes>::type;
+  Indices low, high;
+  for (int64_t lane = 0; lane < lanes<A>; ++lane) {
+    low[lane] = lane / 2 + (lane % 2) * lanes<A>;
+    high[lane] = low[lane] + lanes<A> / 2;
+  }
+  Vector<A> next[lanes<A>];
+  for (int64_t round = 1; round < lanes<A>; round *= 2) {
+    for (int64_t i = 0; i < lanes<A> / 2; ++i) {
+      next[2 * i] = __builtin_shuffle(rows[i], rows[i + lanes<A> / 2], low);
+      next[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + lanes<A> / 2], high);
+    }
+    std::copy(next, next + lanes<A>, rows);
+  }
+}
+
+// A vector of columns of the matrix (K, up to a vector): packed rows are `stride` apart.
+template <class T>
+void pack_vector(Matrix<T> matrix, int64_t depth, int64_t columns, Accumulator<T>* packed, int64_t stride) {
+  using A = Accumulator<T>;
+  int64_t k = 0;
+  if (matrix.column_stride == 1 && columns == lanes<A>) {
+    for (; k < depth; ++k) store(packed + k * stride, load(matrix.at(k, 0).values, Whole{}), Whole{});
+  } else if (matrix.column_stride == 1) {
+    for (; k < depth; ++k) store(packed + k * stride, load(matrix.at(k, 0).values, Part{columns}), Whole{});
+  } else if (matrix.row_stride == 1) {
+    for (; k + lanes<A> <= depth; k += lanes<A>) {
+      Vector<A> square[lanes<A>] = {};
+      for (int64_t n = 0; n < columns; ++n) square[n] = load(matrix.at(k, n).values, Whole{});
+      transpose<A>(square);
+      for (int64_t i = 0; i < lanes<A>; ++i) store(packed + (k + i) * stride, square[i], Whole{});
+    }
+  }
+  for (; k < depth; ++k)
+    for (int64_t n = 0; n < lanes<A>; ++n)
+      packed[k * stride + n] = n < columns ? static_cast<A>(*matrix.at(k, n).values) : A(0);
+}
+
+template <class T>
+void pack_panels(Matrix<T> matrix, int64_t depth, int64_t columns, int64_t from, int64_t to, Accumulator<T>* packed) {
+  using A = Accumulator<T>;
+  const Panels<A> panels(columns);
+  for (int64_t panel = from; panel < to; ++panel) {
+    const int64_t begin = panels.begin(panel), size = panels.size(panel);
+    A* to_panel = packed + (begin - panels.begin(from)) * depth;
+    for (int64_t n = begin; n < begin + size; n += lanes<A>)
+      pack_vector(matrix.at(0, n), depth, std::min(lanes<A>, columns - n), to_panel + (n - begin), size);
+  }
+}
+
+// Sums of a packed tile's rows: of short runs first, since rounding errors grow with the length of a plain sum. A run is
+// as many steps as fill tile_rows vectors, so that a lane of a vector has values of one row alone.
+template <class A>
+void add_rows(const A* tile, int64_t depth, int64_t rows, bool add, A* sums) {
+  Vector<A> totals[tile_rows] = {};
+  int64_t k = 0;
+  for (; k + lanes<A> <= depth; k += lanes<A>)
+    for (int64_t v = 0; v < tile_rows; ++v) totals[v] += load(tile + k * tile_rows + v * lanes<A>, Whole{});
+  A row_sums[tile_rows] = {};
+  for (int64_t i = 0; i < tile_rows * lanes<A>; ++i) row_sums[i % tile_rows] += totals[i / lanes<A>][i % lanes<A>];
+  for (; k < depth; ++k)
+    for (int64_t r = 0; r < tile_rows; ++r) row_sums[r] += tile[k * tile_rows + r];
+  for (int64_t r = 0; r < rows; ++r) sums[r] = add ? sums[r] + row_sums[r] : row_sums[r];
+}
+
+template <class A>
+void pack_tiles(Matrix<A> matrix, int64_t rows, int64_t depth, A* packed, A* row_sums, bool add) {
+  for (int64_t m = 0; m < rows; m += tile_rows, packed += tile_rows * depth) {
+    const int64_t size = std::min(tile_rows, rows - m);
+    int64_t k = 0;
+    // where rows lie side by side a whole vector is copied at a time; the next one overwrites what is too much of it
+    if (matrix.row_stride == 1 && lanes<A> >= tile_rows && m + lanes<A> <= rows)
+      for (; k < depth; ++k) {
+        __builtin_prefetch(matrix.at(m, k + 16).values);
+        store(packed + k * tile_rows, load(matrix.at(m, k).values, Whole{}), Whole{});
+      }
+    for (; k < depth; ++k)
+      for (int64_t r = 0; r < tile_rows; ++r) packed[k * tile_rows + r] = r < size ? *matrix.at(m + r, k).values : A(0);
+    if (row_sums) add_rows(packed, depth, size, add, row_sums + m);
+  }
+}
+
+// ---- tiles
+
+template <class A, int64_t rows, int64_t vectors>
+void multiply_tile(const A* left, int64_t row_stride, int64_t depth_stride, int64_t depth, const A* panel,
+                   int64_t columns, bool add, A* out, int64_t out_stride) {
+  Vector<A> sums[rows][vectors] = {};
+  const A* row_values[rows];
+  for (int64_t r = 0; r < rows; ++r) {
+    row_values[r] = left + r * row_stride;
+    for (int64_t v = 0; v < vectors; ++v) __builtin_prefetch(out + r * out_stride + v * lanes<A>, 1);  // for the end
+  }
+  for (int64_t k = 0, at = 0; k < depth; ++k, at += depth_stride, panel += vectors * lanes<A>) {
+    Vector<A> factors[vectors];
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < vectors; ++v) factors[v] = load(panel + v * lanes<A>, Whole{});
+#pragma GCC unroll 6
+    for (int64_t r = 0; r < rows; ++r) {
+      const Vector<A> value = every(row_values[r][at]);
+#pragma GCC unroll 4
+      for (int64_t v = 0; v < vectors; ++v) sums[r][v] = multiply_add<A>(value, factors[v], sums[r][v]);
+    }
+  }
+  const auto put = [&](int64_t r, int64_t v, auto which) {
+    A* to = out + r * out_stride + v * lanes<A>;
+    store(to, add ? load(to, which) + sums[r][v] : sums[r][v], which);
+  };
+#pragma GCC unroll 6
+  for (int64_t r = 0; r < rows; ++r) {
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < vectors - 1; ++v) put(r, v, Whole{});
+    if (columns == vectors * lanes<A>)
+      put(r, vectors - 1, Whole{});
+    else
+      put(r, vectors - 1, Part{columns - (vectors - 1) * lanes<A>});
+  }
+}
+
+template <class A, int64_t vectors>
+void multiply_rows(Rows<A> left, int64_t rows, int64_t depth, const A* panel, int64_t columns, bool add, A* out,
+                   int64_t out_stride) {
+  const auto tile = [&](auto count) {
+    multiply_tile<A, count, vectors>(left.values, left.row_stride, left.depth_stride, depth, panel, columns, add, out,
+                                     out_stride);
+  };
+  for (; rows >= tile_rows; rows -= tile_rows, left.values += left.tile_stride, out += tile_rows * out_stride)
+    tile(std::integral_constant<int64_t, tile_rows>());
+  switch (rows) {
+    case 1: return tile(std::integral_constant<int64_t, 1>());
+    case 2: return tile(std::integral_constant<int64_t, 2>());
+    case 3: return tile(std::integral_constant<int64_t, 3>());
+    case 4: return tile(std::integral_constant<int64_t, 4>());
+    case 5: return tile(std::integral_constant<int64_t, 5>());
+  }
+}
+
+template <class A>
+void multiply_panel(Rows<A> left, int64_t rows, int64_t depth, const A* panel, int64_t columns, bool add, A* out,
+                    int64_t out_stride) {
+  const auto multiply = [&](auto vectors) {
+    multiply_rows<A, vectors>(left, rows, depth, panel, columns, add, out, out_stride);
+  };
+  switch ((columns + lanes<A> - 1) / lanes<A>) {
+    case 1: return multiply(std::integral_constant<int64_t, 1>());
+    case 2: return multiply(std::integral_constant<int64_t, 2>());
+    case 3: return multiply(std::integral_constant<int64_t, std::min<int64_t>(3, panel_vectors)>());
+    case 4: return multiply(std::integral_constant<int64_t, panel_vectors>());
+  }
+}
+
+template void pack_panels(Matrix<float>, int64_t, int64_t, int64_t, int64_t, float*);
+template void pack_panels(Matrix<double>, int64_t, int64_t, int64_t, int64_t, double*);
+template void pack_panels(Matrix<BFloat16>, int64_t, int64_t, int64_t, int64_t, float*);
+template void pack_panels(Matrix<Half>, int64_t, int64_t, int64_t, int64_t, float*);
+template void pack_tiles(Matrix<float>, int64_t, int64_t, float*, float*, bool);
+template void pack_tiles(Matrix<double>, int64_t, int64_t, double*, double*, bool);
+template void multiply_panel(Rows<float>, int64_t, int64_t, const float*, int64_t, bool, float*, int64_t);
+template void multiply_panel(Rows<double>, int64_t, int64_t, const double*, int64_t, bool, double*, int64_t);
+
+}  // namespace nacre

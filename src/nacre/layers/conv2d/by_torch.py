@@ -1,0 +1,74 @@
+"""Torch's own convolution, oneDNN's where torch takes it, in the form of the op: another padding on each side."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+def forward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    excess, both = _split(padding)
+    padded = pad(input, excess) if any(excess) else input
+    return torch.ops.aten.convolution(padded, weight, bias, stride, both, dilation, False, [0, 0], groups)
+
+
+def backward(
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    needs: list[bool],
+) -> tuple[Tensor | None, ...]:
+    excess, both = _split(padding)
+    padded = pad(input, excess) if any(excess) else input
+    numbers = (weight.shape[:1], stride, both, dilation, False, [0, 0], groups, needs)
+    found = torch.ops.aten.convolution_backward(grad, padded, weight, *numbers)
+    # oneDNN gives the gradients of weight and bias where one of them is asked for
+    grad_input, *others = (gradient if needed else None for gradient, needed in zip(found, needs, strict=True))
+    if grad_input is not None and any(excess):
+        left, _, top, _ = excess
+        rows, columns = input.shape[2:]
+        inner = grad_input[..., top : top + rows, left : left + columns]
+        like = torch._prims_common.suggest_memory_format(grad_input)
+        grad_input = inner.contiguous(memory_format=like)
+    return grad_input, *others
+
+
+def backward_but_for_input(
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    needs: list[bool],
+) -> tuple[Tensor | None, ...]:
+    """The gradient of the input by nacre's kernel, the others by torch's."""
+    numbers = (stride, padding, dilation, groups)
+    grad_input = None
+    if needs[0]:
+        kernel = torch.ops.nacre.conv2d_backward.kernel
+        grad_input = kernel(grad, input, weight, *numbers, [True, False, False])[0]
+    if not (needs[1] or needs[2]):
+        return grad_input, None, None
+    return grad_input, *backward(grad, input, weight, *numbers, [False, *needs[1:]])[1:]
+
+
+def _split(padding: Sequence[int]) -> tuple[list[int], list[int]]:
+    """What each side has beyond the opposite one, and what both have: torch's convolution takes the latter only."""
+    left, right, top, bottom = padding
+    across, down = min(left, right), min(top, bottom)
+    return [left - across, right - across, top - down, bottom - down], [down, across]

@@ -1,0 +1,109 @@
+// conv2d on the CPU: what nacre computes itself. Torch's own kernels serve the rest (by_torch.py).
+#include "nacre/layers/conv2d/kernel_depthwise.h"
+#include "nacre/layers/conv2d/kernel_pointwise.h"
+#include "nacre/layers/conv2d/kernel_scatter.h"
+
+#include <tuple>
+
+namespace nacre::conv2d {
+namespace {
+
+// Calls body with a value of the C++ type of float32 or float64.
+template <class Body>
+void with_exact_type(ScalarType dtype, Body body) {
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, "conv2d: this kernel serves float32 and float64");
+  dtype == ScalarType::Float ? body(float()) : body(double());
+}
+
+template <class A>
+const A* read_only(const Tensor& tensor) {
+  return static_cast<const A*>(tensor.const_data_ptr());
+}
+
+template <class A>
+A* writable(const Tensor& tensor, bool wanted = true) {
+  return wanted ? static_cast<A*>(tensor.mutable_data_ptr()) : nullptr;
+}
+
+Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Numbers& stride,
+               const Numbers& padding, const Numbers& dilation, int64_t groups) {
+  const Shape shape = shape_of(input, weight, stride, padding, dilation, groups);
+  STD_TORCH_CHECK(is_depthwise(shape, groups) || is_pointwise(shape, groups),
+                  "conv2d: this kernel serves one channel a group, or kernels of one value");
+  const ScalarType dtype = input.scalar_type();
+  STD_TORCH_CHECK(!bias || (bias->numel() == shape.kernels && bias->scalar_type() == dtype),
+                  "conv2d: the bias has one value a kernel, in the input's dtype");
+  const Tensor w = contiguous_as(weight, dtype);
+  std::optional<Tensor> b;
+  if (bias) b = contiguous_as(*bias, dtype);
+  const Sizes strides = shape.strides(shape.output());
+  const bool pointwise = is_pointwise(shape, groups);
+  const Tensor x = pointwise ? laid_out(input, shape.strides(shape.input())) : contiguous_as(input, dtype);
+  const Tensor y = pointwise ? new_tensor(shape.output(), strides, dtype) : new_tensor(shape.output(), dtype);
+  with_exact_type(dtype, [&](auto type) {
+    using A = decltype(type);
+    (pointwise ? forward_pointwise<A> : forward_planes<A>)(shape, read_only<A>(x), read_only<A>(w), values<A>(b),
+                                                           writable<A>(y));
+  });
+  return laid_out(y, strides);
+}
+
+using ThreeGradients = std::tuple<Tensor, Tensor, Tensor>;
+
+// All gradients that are asked for, in memory which lies as the kernel has it.
+template <class Run>
+ThreeGradients every_gradient(const Shape& shape, const Tensor& g, const Tensor& x, const Tensor& weight,
+                              const std::vector<bool>& needs, const Shape& lies, const Run& run) {
+  const ScalarType dtype = x.scalar_type();
+  const Tensor w = contiguous_as(weight, dtype);
+  const Sizes weight_sizes = sizes_of(weight);
+  Tensor grad_input, grad_weight, grad_bias;
+  if (needs[0]) grad_input = new_tensor(shape.input(), lies.strides(shape.input()), dtype);
+  if (needs[1]) grad_weight = new_tensor(weight_sizes, lies.strides(weight_sizes), dtype);
+  if (needs[2]) grad_bias = new_tensor({shape.kernels}, dtype);
+  with_exact_type(dtype, [&](auto type) {
+    using A = decltype(type);
+    run(Gradients<A>{read_only<A>(g), read_only<A>(x), read_only<A>(w), writable<A>(grad_input, needs[0]),
+                     writable<A>(grad_weight, needs[1]), writable<A>(grad_bias, needs[2])});
+  });
+  if (needs[0]) grad_input = laid_out(grad_input, shape.strides(shape.input()));
+  if (needs[1]) grad_weight = laid_out(grad_weight, shape.strides(weight_sizes));
+  return {grad_input, grad_weight, grad_bias};
+}
+
+// needs: whether the gradients of input, weight and bias are asked for; the others are undefined tensors, None in Python
+ThreeGradients backward(const Tensor& grad, const Tensor& input, const Tensor& weight, const Numbers& stride,
+                        const Numbers& padding, const Numbers& dilation, int64_t groups, const std::vector<bool>& needs) {
+  const Shape shape = shape_of(input, weight, stride, padding, dilation, groups);
+  const ScalarType dtype = input.scalar_type();
+  STD_TORCH_CHECK(needs.size() == 3, "conv2d: three gradients are asked for or not");
+  STD_TORCH_CHECK(grad.scalar_type() == dtype && sizes_of(grad) == shape.output(),
+                  "conv2d: the gradient has the shape and dtype of the output");
+  if (is_depthwise(shape, groups)) {
+    Shape planes = shape;
+    planes.channels_last = false;
+    const Tensor g = contiguous_as(grad, dtype), x = contiguous_as(input, dtype);
+    return every_gradient(shape, g, x, weight, needs, planes, [&](const auto& at) { backward_planes(shape, at); });
+  }
+  if (is_pointwise(shape, groups)) {
+    const Tensor g = laid_out(grad, shape.strides(shape.output())), x = laid_out(input, shape.strides(shape.input()));
+    return every_gradient(shape, g, x, weight, needs, shape, [&](const auto& at) { backward_pointwise(shape, at); });
+  }
+  STD_TORCH_CHECK(groups == 1 && needs[0] && !needs[1] && !needs[2],
+                  "conv2d: this kernel serves one channel a group, kernels of one value, or the input's gradient alone");
+  const Tensor g = laid_out(grad, shape.strides(shape.output())), w = contiguous_as(weight, dtype);
+  const Tensor grad_input = new_tensor(shape.input(), shape.strides(shape.input()), dtype);
+  with_exact_type(dtype, [&](auto type) {
+    using A = decltype(type);
+    input_gradient_of_few_channels<A>(shape, read_only<A>(g), read_only<A>(w), writable<A>(grad_input));
+  });
+  return {grad_input, Tensor(), Tensor()};
+}
+
+}  // namespace
+}  // namespace nacre::conv2d
+
+STABLE_TORCH_LIBRARY_IMPL(nacre, CPU, m) {
+  m.impl("conv2d.kernel", TORCH_BOX(&nacre::conv2d::forward));
+  m.impl("conv2d_backward.kernel", TORCH_BOX(&nacre::conv2d::backward));
+}

@@ -1,0 +1,90 @@
+"""Which implementation serves which convolutions on the CPU; every bound is where two of them were measured equal.
+
+The predicates see the op's arguments: input, weight, bias, stride, padding, dilation, groups. Before a backward the
+bias is None.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nacre.core.choice import Kernel, at_any_size, cpp_kernel
+from nacre.layers.conv2d import by_torch, formula
+
+_EXACT = (torch.float32, torch.float64)
+_PLANE = 64  # values of an image of 8 x 8, whose rows fill half a vector
+_TAPS = 9
+_PIXELS = 196  # an image of 14 x 14
+_FEW, _FEW_LAST = 8, 4  # input channels
+
+
+def _torchs(function: Callable[..., Any]) -> Kernel:
+    return Kernel(device="cpu", language="torch", requires={"images": _has_images}, function=function, compiled=False)
+
+
+def _has_images(input: Tensor, *_: Any) -> bool:
+    return input.shape[0] > 0
+
+
+def _in_planes(input: Tensor, weight: Tensor, *_: Any) -> bool:
+    return not (formula.is_channels_last(input) or formula.is_channels_last(weight))
+
+
+def _large_plane(input: Tensor, *_: Any) -> bool:
+    return input.shape[2] * input.shape[3] > _PLANE or at_any_size()
+
+
+def _large_plane_or_kernel(input: Tensor, weight: Tensor, *_: Any) -> bool:
+    return _large_plane(input) or weight.shape[2] * weight.shape[3] > _TAPS
+
+
+def _few_channels(input: Tensor, weight: Tensor, *_: Any) -> bool:
+    return weight.shape[1] <= (_FEW if _in_planes(input, weight) else _FEW_LAST)
+
+
+def _one_by_one(input: Tensor, weight: Tensor, bias: Tensor | None, *numbers: Any) -> bool:
+    stride, padding, _, groups = numbers
+    return groups == max(weight.shape[2:]) == max(stride) == 1 and not any(padding)
+
+
+def _large_for_product(input: Tensor, weight: Tensor, *_: Any) -> bool:
+    return input.shape[2] * input.shape[3] >= _PIXELS or not _in_planes(input, weight) or at_any_size()
+
+
+_DEPTHWISE = {
+    "images": _has_images,
+    "one input channel a group": lambda input, weight, *_: weight.shape[1] == 1,
+    "images whose channels lie one after another": _in_planes,
+}
+
+_FEW_CHANNELS = {
+    "images": _has_images,
+    "one group": lambda *arguments: arguments[-1] == 1,
+    f"at most {_FEW} input channels, {_FEW_LAST} in channels-last memory": _few_channels,
+}
+
+_POINTWISE = {
+    "images": _has_images,
+    "one group, kernels of one value, stride 1 and no padding": _one_by_one,
+    f"images of at least {_PIXELS} values, or channels-last memory": _large_for_product,
+}
+
+KERNELS = (
+    cpp_kernel({**_DEPTHWISE, f"images of more than {_PLANE} values": _large_plane}, _EXACT),
+    cpp_kernel(_POINTWISE, _EXACT),
+    _torchs(by_torch.forward),
+)
+
+BACKWARD_KERNELS = (
+    cpp_kernel(
+        {**_DEPTHWISE, f"images of more than {_PLANE} values or more than {_TAPS} taps": _large_plane_or_kernel}, _EXACT
+    ),
+    cpp_kernel(_POINTWISE, _EXACT),
+    dataclasses.replace(
+        cpp_kernel(_FEW_CHANNELS, _EXACT), language="C++ (input) and torch", function=by_torch.backward_but_for_input
+    ),
+    _torchs(by_torch.backward),
+)

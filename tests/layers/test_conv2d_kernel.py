@@ -1,0 +1,272 @@
+"""The kernels of Conv2d: which of them runs, how exact they are, memory of any layout, threads, what they refuse."""
+
+import random
+import re
+
+import pytest
+import torch
+from torch.nn.functional import conv2d as torchs_conv2d
+from torch.nn.functional import pad
+
+import nacre
+from nacre.core import native
+from nacre.core.choice import record_choices
+from tests.support import assert_as_good_as_torch
+
+pytestmark = pytest.mark.skipif(native.unavailable() != "", reason="the kernels were not built")
+
+# around a vector of 4, 8 or 16 values and around several of them
+SIZES = (1, 2, 3, 7, 15, 16, 17, 31, 33, 49, 65)
+
+
+def random_depthwise(draw):
+    """Numbers of one depthwise convolution, drawn freely but for a kernel that fits."""
+    while True:
+        channels, taps = draw.choice((1, 2, 5, 17)), (draw.randint(1, 7), draw.randint(1, 7))
+        stride, dilation = ([draw.choice(numbers) for _ in "pq"] for numbers in ((1, 1, 2, 3), (1, 1, 2, 3)))
+        margins = [draw.choice((0, 0, 1, 2, 3, 9)) for _ in range(4)]
+        height, width = draw.choice(SIZES), draw.choice(SIZES)
+        fits = (
+            height + margins[2] + margins[3] > (taps[0] - 1) * dilation[0]
+            and width + margins[0] + margins[1] > (taps[1] - 1) * dilation[1]
+        )
+        if fits:
+            weight = (channels * draw.choice((1, 1, 2, 3)), 1, *taps)
+            return (draw.choice((1, 2, 5)), channels, height, width), weight, stride, margins, dilation, channels
+
+
+def random_few_channels(draw):
+    """The same for few input channels."""
+    shape, (out_channels, _, *taps), *numbers, _ = random_depthwise(draw)
+    channels = draw.randint(2, 4)
+    return (shape[0], channels, *shape[2:]), (out_channels, channels, *taps), *numbers, 1
+
+
+POINTWISE = ([1, 1], [0, 0, 0, 0], [1, 1], 1)
+MIXED = "C++ (input) and torch kernel"
+
+
+def results(function, tensors, grad=None):
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+    output = function(*leaves)
+    grad = torch.ones_like(output) if grad is None else grad
+    return [output.detach(), *torch.autograd.grad(output, leaves, grad)]
+
+
+def own_results(tensors, numbers, grad):
+    with record_choices() as choices:
+        found = results(lambda *leaves: torch.ops.nacre.conv2d(*leaves, *numbers), tensors, grad)
+    own = tensors[1].shape[1] == 1 or tuple(numbers) == POINTWISE
+    expected = ["C++ kernel", "C++ kernel"] if own else ["torch kernel", MIXED]
+    assert [choice.implementation for choice in choices] == expected, choices
+    return found
+
+
+def torchs_results(tensors, numbers, grad):
+    stride, margins, dilation, groups = numbers
+
+    def function(input, weight, bias):
+        return torchs_conv2d(pad(input, margins), weight, bias, stride, 0, dilation, groups)
+
+    return results(function, tensors, grad)
+
+
+def assert_good(tensors, numbers):
+    grad = torch.randn_like(torchs_conv2d(pad(tensors[0], numbers[1]), tensors[1], None, numbers[0], 0, *numbers[2:]))
+    ours, torchs = own_results(tensors, numbers, grad), torchs_results(tensors, numbers, grad)
+    judges = torchs_results([tensor.double() for tensor in tensors], numbers, grad.double())
+    for name, one, two, judge in zip(("output", "input", "weight", "bias"), ours, torchs, judges, strict=True):
+        assert_as_good_as_torch(one, two, judge, tensors[0].dtype, f"{name} of {tensors[0].shape}, {numbers}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("seed", range(2))
+def test_depthwise_error_is_at_most_twice_torchs(seed, dtype):
+    draw = random.Random(seed)
+    for _ in range(60):
+        shape, weight_shape, *numbers = random_depthwise(draw)
+        assert_good([torch.randn(size, dtype=dtype) for size in (shape, weight_shape, weight_shape[:1])], numbers)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_few_channels_error_is_at_most_twice_torchs(format, dtype):
+    draw = random.Random(0)
+    for _ in range(60):
+        shape, weight_shape, *numbers = random_few_channels(draw)
+        tensors = [torch.randn(size, dtype=dtype) for size in (shape, weight_shape, weight_shape[:1])]
+        tensors[0] = tensors[0].contiguous(memory_format=format)
+        assert_good(tensors, numbers)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("samples", [1, 2, 9, 19])
+def test_pointwise_error_is_at_most_twice_torchs(samples, format, dtype):
+    for channels, kernels, height, width in (
+        (2, 1, 1, 1),
+        (3, 17, 2, 31),
+        (65, 5, 7, 7),
+        (33, 64, 15, 9),
+        (5, 7, 1, 509),
+    ):
+        shapes = ((samples, channels, height, width), (kernels, channels, 1, 1), (kernels,))
+        tensors = [torch.randn(shape, dtype=dtype) for shape in shapes]
+        tensors[0] = tensors[0].contiguous(memory_format=format)
+        assert_good(tensors, POINTWISE)
+
+
+@pytest.mark.parametrize("taps", [3, 5, 7])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise_of_several_threads_shares(taps, stride):
+    tensors = [torch.randn(3, 7, 57, 65), torch.randn(14, 1, taps, taps), torch.randn(14)]
+    assert_good(tensors, ([stride] * 2, [taps // 2] * 4, [1, 1], 7))
+
+
+LAYOUTS = {
+    "unaligned": lambda made: made(2 * 3 * 9 * 10 + 1)[1:].view(2, 3, 9, 10),
+    "transposed": lambda made: made(2, 3, 10, 9).transpose(2, 3),
+    "strided": lambda made: made(2, 3, 9, 20)[..., ::2],
+    "every second channel": lambda made: made(2, 6, 9, 10)[:, ::2],
+    "expanded": lambda made: made(2, 1, 9, 10).expand(2, 3, 9, 10),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_memory_of_any_layout(layout):
+    numbers = ([1, 2], [1, 1, 1, 1], [1, 1], 3)
+    input = LAYOUTS[layout](torch.randn)
+    weight, bias = torch.randn(3, 1, 3, 6)[..., ::2], torch.randn(6)[::2]
+    grad = torch.randn(1, 3, 9, 1).expand(2, 3, 9, 5)
+    found = own_results([input, weight, bias], numbers, grad)
+    expected = own_results([input.contiguous(), weight.contiguous(), bias.contiguous()], numbers, grad.contiguous())
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_values_that_are_not_finite_stay_where_they_are(value):
+    tensors = [torch.randn(2, 3, 9, 17), torch.randn(3, 1, 3, 3), torch.randn(3)]
+    grad = torch.randn(2, 3, 9, 17)
+    tensors[0][0, 1, 4, 8] = tensors[0][1, 1, 5, 16] = value
+    numbers = ([1, 1], [1, 1, 1, 1], [1, 1], 3)
+    found, expected = own_results(tensors, numbers, grad), torchs_results(tensors, numbers, grad)
+    for one, other in zip(found, expected, strict=True):
+        # sums of hundreds of products in another order
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4, equal_nan=True)
+    tensors[0] = torch.randn(2, 3, 9, 17)
+    grad[0, 2, 4, 8] = value
+    found, expected = own_results(tensors, numbers, grad), torchs_results(tensors, numbers, grad)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+@pytest.mark.usual_algorithms
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("channels", "groups", "taps"), [(13, 13, (5, 3)), (3, 1, (5, 3)), (13, 1, (1, 1))])
+def test_same_bits_for_any_number_of_threads(channels, groups, taps, dtype):
+    """Of nacre's kernels: oneDNN sums the gradient of the weight in an order that depends on the threads."""
+    shapes = ((9, channels, 57, 63), (26, channels // groups, *taps), (26,))
+    tensors = [torch.randn(shape, dtype=dtype) for shape in shapes]
+    numbers = ([2, 1], [1, 1, 2, 2], [1, 1], groups) if taps != (1, 1) else POINTWISE
+    grad = torch.randn_like(torch.ops.nacre.conv2d(*tensors, *numbers))
+    found = []
+    for threads in (1, 2, 3, 1):
+        torch.set_num_threads(threads)
+        found.append(own_results(tensors, numbers, grad))
+    own = slice(None) if groups > 1 or taps == (1, 1) else slice(1, 2)
+    for other in found[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(found[0][own], other[own], strict=True))
+    assert all(torch.equal(one, two) for one, two in zip(found[0], found[3], strict=True))
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_only_the_gradients_asked_for(groups):
+    input, weight, bias = torch.randn(2, 3, 9, 10), torch.randn(3, 3 // groups, 3, 3), torch.randn(3)
+    numbers, grad = ([1, 1], [1, 1, 1, 1], [1, 1], groups), torch.randn(2, 3, 9, 10)
+    every = own_results([input, weight, bias], numbers, grad)[1:]
+    for needs in ([True, False, False], [False, True, False], [False, False, True], [False, True, True]):
+        found = torch.ops.nacre.conv2d_backward(grad, input, weight, *numbers, needs)
+        for one, other, needed in zip(found, every, needs, strict=True):
+            assert (one is not None) == needed
+            if needed:  # torch sums a bias's gradient alone in another order
+                torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+IMAGE, KERNEL = torch.ones(2, 6, 5, 5), torch.ones(6, 1, 3, 3)
+NUMBERS = ([1, 1], [1, 1, 1, 1], [1, 1], 6)
+REFUSED = {
+    "three dimensions": ((IMAGE[0], KERNEL, None, *NUMBERS), "four dimensions"),
+    "one stride": ((IMAGE, KERNEL, None, [1], *NUMBERS[1:]), "two strides, four paddings"),
+    "stride 0": ((IMAGE, KERNEL, None, [1, 0], *NUMBERS[1:]), "out of range"),
+    "negative padding": ((IMAGE, KERNEL, None, [1, 1], [0, 0, -1, 0], [1, 1], 6), "out of range"),
+    "immense padding": ((IMAGE, KERNEL, None, [1, 1], [2**62, 0, 0, 0], [1, 1], 6), "out of range"),
+    "dtype": ((IMAGE, KERNEL.double(), None, *NUMBERS), "one dtype"),
+    "half": ((IMAGE.half(), KERNEL.half(), None, *NUMBERS), "float32 and float64"),
+    "bias": ((IMAGE, KERNEL, torch.ones(5), *NUMBERS), "one value a kernel"),
+    "no images": ((IMAGE[:0], KERNEL, None, *NUMBERS), "at least one image"),
+    "large kernel": ((IMAGE, torch.ones(6, 1, 9, 3), None, *NUMBERS), "does not fit"),
+    "groups": ((IMAGE, KERNEL, None, *NUMBERS[:3], 4), "groups divides"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_the_kernel_itself_refuses_what_does_not_fit(name):
+    arguments, message = REFUSED[name]
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.nacre.conv2d.kernel(*arguments)
+
+
+def test_the_backward_itself_refuses_what_does_not_fit():
+    for grad, needs, message in (
+        (torch.ones(2, 6, 5, 4), [True] * 3, "shape and dtype of the output"),
+        (torch.ones(2, 6, 5, 5).double(), [True] * 3, "shape and dtype of the output"),
+        (torch.ones(2, 6, 5, 5), [True] * 2, "three gradients"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            torch.ops.nacre.conv2d_backward.kernel(grad, IMAGE, KERNEL, *NUMBERS, needs)
+
+
+# ---- the choice
+
+
+@pytest.mark.usual_sizes
+def test_explain_says_which_kernel_runs():
+    depthwise = nacre.Conv2d(6, 6, 3, groups=6)
+    for layer, input, expected in (
+        (depthwise, torch.randn(1, 6, 9, 9), r"C\+\+ kernel"),
+        (depthwise, torch.randn(1, 6, 8, 8), r"torch kernel \(the C\+\+ kernel asks for images of more than 64 values"),
+        (depthwise.bfloat16(), torch.randn(1, 6, 9, 9).bfloat16(), r"torch kernel \(the C\+\+ kernel asks for float32"),
+        (nacre.Conv2d(6, 6, 3), torch.randn(1, 6, 9, 9), r"torch kernel \(.* one input channel a group; .*one value"),
+        (nacre.Conv2d(6, 9, 1), torch.randn(1, 6, 14, 14), r"C\+\+ kernel"),
+        (nacre.Conv2d(6, 9, 1), torch.randn(1, 6, 9, 9), r"torch kernel \(.* images of at least 196 values"),
+        (nacre.Conv2d(6, 6, 3), torch.randn(0, 6, 9, 9), r"formula \(.*the torch kernel asks for images\)"),
+    ):
+        found = str(nacre.explain(layer.to(input.dtype), input))
+        assert re.match(f"conv2d: {expected}", found), found
+
+
+def test_torchs_kernel_is_torchs_to_the_bit():
+    layer, input = nacre.Conv2d(9, 16, 3, padding=1), torch.randn(2, 9, 9, 9, requires_grad=True)
+    reference = nacre.convert(nacre.Conv2d(9, 16, 3, padding=1), to="torch")
+    reference.load_state_dict(layer.state_dict())
+    with record_choices() as choices:
+        found = [output := layer(input), *torch.autograd.grad(output.square().sum(), [input, *layer.parameters()])]
+    assert [choice.implementation for choice in choices] == ["torch kernel", "torch kernel"]
+    expected = [output := reference(input)]
+    expected += torch.autograd.grad(output.square().sum(), [input, *reference.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_unequal_padding_by_torchs_kernel():
+    """torch.nn pads unequally only where 'same' asks for it."""
+    tensors = [torch.randn(2, 4, 9, 7).double(), torch.randn(6, 2, 3, 4).double(), torch.randn(6).double()]
+    for margins in ([0, 1, 2, 0], [3, 0, 0, 0], [1, 1, 0, 2]):
+        numbers = ([2, 1], margins, [1, 2], 2)
+        grad = torch.randn_like(torch.ops.nacre.conv2d(*tensors, *numbers))
+        for format in (torch.contiguous_format, torch.channels_last):
+            given = [tensors[0].contiguous(memory_format=format), *tensors[1:]]
+            found = results(lambda *leaves: torch.ops.nacre.conv2d(*leaves, *numbers), given, grad)  # noqa: B023
+            for one, other in zip(found, torchs_results(given, numbers, grad), strict=True):
+                # float64, sums of a few dozen products in another order
+                torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+                assert one.stride() == other.stride()
