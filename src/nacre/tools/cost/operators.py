@@ -57,17 +57,26 @@ def work_of(operator: Any, arguments: tuple[Any, ...], keywords: Mapping[str, An
         return NOTHING
     given = _named(operator, arguments, keywords)
     dtype = str(elements.first(result).dtype).removeprefix("torch.") if _has_tensor(result) else "float32"
-    if space == "nacre":
-        flops, elementwise, product = own.counted(name, given)
-        return Work(flops, elementwise, traffic(name, given, result), product, dtype, "attention" in name, own=True)
-    if space not in ("aten", "mkldnn", "prims") or not (counted := _counted(operator, name, given, result)):
-        return Work(bytes=traffic(name, given, result), dtype=dtype, known=False)
-    flops, elementwise, product = counted
-    drawn = elements.first(result).numel() if name in _DRAWS else 0
-    return Work(flops, elementwise, traffic(name, given, result), product, dtype, "attention" in name, drawn)
+    known = own.counted(name, given) if space == "nacre" else _counted(operator, space, name, given, result)
+    flops, elementwise, product = known or (0, 0, 0)
+    return Work(
+        flops=flops,
+        elementwise_flops=elementwise,
+        bytes=traffic(name, given, result),
+        product=product,
+        dtype=dtype,
+        attention="attention" in name,
+        random=elements.first(result).numel() if name in _DRAWS else 0,
+        own=space == "nacre",
+        known=known is not None,
+    )
 
 
-def _counted(operator: Any, name: str, given: Mapping[str, Any], result: Any) -> tuple[int, int, int] | None:
+def _counted(
+    operator: Any, space: str, name: str, given: Mapping[str, Any], result: Any
+) -> tuple[int, int, int] | None:
+    if space not in ("aten", "mkldnn", "prims"):
+        return None
     if name in PRODUCTS:
         return PRODUCTS[name](given, result)
     if name in elements.RULES:
