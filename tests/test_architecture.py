@@ -110,8 +110,9 @@ def test_no_file_is_too_long():
 
 
 def test_importing_nacre_imports_nothing_optional():
-    optional = {"jinja2", "lightning", "matplotlib", "pandas", "rich", "safetensors", "scipy", "sklearn", "triton"}
-    optional |= {"tqdm", "torch._dynamo"}  # torch.compile's own code takes as long to import as all of torch
+    optional = {"jinja2", "latex2mathml", "lightning", "matplotlib", "pandas", "rich", "safetensors", "scipy"}
+    optional |= {"sklearn", "sympy", "tqdm", "triton"}
+    optional |= {"torch._dynamo"}  # torch.compile's own code takes as long to import as all of torch
     # torch imports some of them itself, as it pleases
     code = "import sys, torch; before = set(sys.modules); import nacre; print(*set(sys.modules) - before)"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -23,6 +23,7 @@ from nacre.layers.softmax import LogSoftmax, Softmax
 from nacre.tools.convert import ConversionReport, convert
 from nacre.tools.cost import CostError, CostReport, cost
 from nacre.tools.explain import Explanation, explain
+from nacre.tools.formula import CostFormula, cost_formula
 from nacre.tools.gradcheck import GradientError, GradientReport, GradientResult, gradcheck
 
 __version__ = "0.1.0"
@@ -33,7 +34,9 @@ __all__ = [
     "ConversionReport",
     "convert",
     "cost",
+    "cost_formula",
     "CostError",
+    "CostFormula",
     "CostReport",
     "CrossEntropyLoss",
     "Dropout",

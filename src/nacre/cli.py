@@ -42,7 +42,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"nacre {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    layers = commands.add_parser("layers", help="the comparison table of all layers")
+    layers = commands.add_parser("layers", help="the comparison table of all layers, or pictures of them")
+    layers.add_argument("--html", type=Path, metavar="FILE", help="write the visual overview as one page")
+    layers.add_argument("--svg", type=Path, metavar="FOLDER", help="write each picture as an SVG file")
     layers.set_defaults(function=_layers)
 
     train = commands.add_parser("train", help="train an application")
@@ -75,9 +77,19 @@ def _at_least_one(text: str) -> int:
 
 
 def _layers(arguments: argparse.Namespace) -> int:
-    from nacre.tools.show import show_layers
+    if not arguments.html and not arguments.svg:
+        from nacre.tools.show import show_layers
 
-    show_layers()
+        show_layers()
+        return 0
+    from nacre.tools.overview import page
+
+    sheets = page.sheets()
+    if arguments.html:
+        page.write_page(arguments.html, sheets)
+        print(f"The overview is {arguments.html}.")
+    if arguments.svg:
+        print(f"{len(page.write_pictures(arguments.svg, sheets))} pictures are in {arguments.svg}.")
     return 0
 
 

@@ -1,6 +1,6 @@
 """What a block costs: the sum of its parts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -101,6 +101,37 @@ def sizes(block: torch.nn.Module, input: Tensor, *others: Any, **keywords: Any) 
         "input_gradient": input.requires_grad,
         "parameter_gradient": any(parameter.requires_grad for parameter in block.parameters()),
     }
+
+
+# sizes of parts which count features, and those which every part of a block shares
+_WIDTHS = ("features", "in_features", "out_features", "embed_dim", "kdim", "vdim")
+_SHARED = {"batch": "B", "queries": "T", "keys": "T", "num_heads": "H"}
+
+
+def letters_of(sizes: Mapping[str, Any], rows: str, width: Callable[[int], str]) -> dict[str, Any]:
+    """The letters of a block's sizes.
+
+    Args:
+        sizes: the sizes of a call.
+        rows: letters for the number of rows of features, ``"B T"`` for tokens.
+        width: letters for a number of features.
+    """
+    count = max(next(own["rows"] for _, own in sizes["parts"] if "rows" in own), 1)
+
+    def name(size: str, value: Any) -> str | None:
+        if size == "rows":
+            return rows
+        if size == "elements":
+            return f"{rows} {width(value // count)}"
+        if size in _WIDTHS:
+            return width(value)
+        return "M" if size == "mask_bytes" and value else _SHARED.get(size)
+
+    parts = []
+    for _, own in sizes["parts"]:
+        named = {size: name(size, value) for size, value in own.items()}
+        parts.append({size: letters for size, letters in named.items() if letters is not None})
+    return {"parts": tuple(parts), "elements": name("elements", sizes["elements"])}
 
 
 def sum_of_parts(

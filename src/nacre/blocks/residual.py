@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from nacre.blocks.fused import residual_dropout, residual_dropout_layer_norm
-from nacre.blocks.parts import sizes, sum_of_parts
-from nacre.core.spec import Case, LayerSpec, Normal
+from nacre.blocks.parts import letters_of, sizes, sum_of_parts
+from nacre.core.spec import Case, LayerSpec, Letters, Normal
 from nacre.layers.activation import GELU
 from nacre.layers.dropout import Dropout
 from nacre.layers.dropout.cost import residual_cost as residual_dropout_cost
@@ -239,6 +239,22 @@ LAYER_NORM_CASES = (
     Case("text", {"dim": 512, "p": 0.1}, _pair(4, 512, 512), random=True, bench=True),
 )
 
+
+def _inputs(block: ResidualBlock, size: int) -> tuple[Tensor]:
+    return (block.linear.weight.new_empty(size, block.linear.in_features, device="meta", requires_grad=True),)
+
+
+def _dropout_inputs(block: ResidualDropout, size: int) -> tuple[Tensor, Tensor]:
+    residual, branch = (torch.empty(size, device="meta", requires_grad=True) for _ in range(2))
+    return residual, branch
+
+
+def _layer_norm_inputs(block: ResidualDropoutLayerNorm, size: int) -> tuple[Tensor, Tensor]:
+    shape = (size, *block.norm.normalized_shape)
+    residual, branch = (block.norm.weight.new_empty(shape, device="meta", requires_grad=True) for _ in range(2))
+    return residual, branch
+
+
 SPECS = (
     LayerSpec(
         name="residual_block",
@@ -250,6 +266,7 @@ SPECS = (
         sizes=sizes,
         cost=partial(sum_of_parts, 1),
         cases=CASES,
+        letters=Letters(lambda sizes: letters_of(sizes, "N", lambda width: "D"), _inputs),
     ),
     LayerSpec(
         name="residual_dropout",
@@ -261,6 +278,7 @@ SPECS = (
         sizes=_dropout_sizes,
         cost=residual_dropout_cost,
         cases=DROPOUT_CASES,
+        letters=Letters(lambda sizes: {"elements": "N"}, _dropout_inputs),
     ),
     LayerSpec(
         name="residual_dropout_layer_norm",
@@ -272,5 +290,6 @@ SPECS = (
         sizes=_layer_norm_sizes,
         cost=residual_dropout_layer_norm_cost,
         cases=LAYER_NORM_CASES,
+        letters=Letters(lambda sizes: {"rows": "N", "features": "D"}, _layer_norm_inputs),
     ),
 )

@@ -1,6 +1,7 @@
 """The transformer block, in its own form and in that of torch.nn."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -8,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from nacre.blocks.fused import residual_dropout, residual_dropout_layer_norm
-from nacre.blocks.parts import sizes, sum_of_parts
+from nacre.blocks.parts import letters_of, sizes, sum_of_parts
 from nacre.core import check
 from nacre.core.choice import torch_instead
-from nacre.core.spec import Case, LayerSpec, Made, Normal
+from nacre.core.spec import Case, LayerSpec, Letters, Made, Normal
 from nacre.layers import LAYERS
 from nacre.layers.activation import GELU, ReLU, SiLU, gelu, relu, silu
 from nacre.layers.attention import MultiheadAttention
@@ -71,7 +72,7 @@ class TransformerBlock(nn.Module):
         RuntimeError: shapes, dtypes or devices do not match.
 
     Cost:
-        (4 + 2 r) D^2 parameters without biases, O(B T D^2 + B T^2 D) time, the sum of its parts and two additions.
+        (4 + 2 r) D^2 parameters without biases, O(B T D (T + D)) time, the sum of its parts and two additions.
 
     Paper:
         Vaswani et al., "Attention Is All You Need", 2017, arXiv:1706.03762; normalised first: Xiong et al., 2020,
@@ -174,9 +175,9 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
     With ``norm_first`` each normalisation moves into its part, before attention and linear layers.
 
     Args:
-        d_model: features of a token.
+        d_model: features of a token, D.
         nhead: heads of the attention; they divide ``d_model``.
-        dim_feedforward: features between the two linear layers. Default: 2048.
+        dim_feedforward: features between the two linear layers, F. Default: 2048.
         dropout: share of values dropped, from 0 to 1. Default: 0.1.
         activation: ``"relu"``, ``"gelu"`` or a function of one tensor. Default: relu.
         layer_norm_eps: added to the variance in the normalisations. Default: 1e-5.
@@ -199,7 +200,7 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         RuntimeError: shapes, dtypes or devices do not match; ``activation`` is an unknown name.
 
     Cost:
-        The sum of its parts and two additions.
+        O(B T D (T + D + F)) time, the sum of its parts and two additions.
 
     Paper:
         Vaswani et al., "Attention Is All You Need", 2017, arXiv:1706.03762.
@@ -411,7 +412,34 @@ LAYER_CASES = (
     ),
 )
 
-_COMPLEXITY = "time O(B T D^2 + B T^2 D), saved O(B T D)"
+
+def _dim(sizes: Mapping[str, Any]) -> int:
+    return next(own["embed_dim"] for name, own in sizes["parts"] if name == "attention")
+
+
+def _block_names(sizes: Mapping[str, Any]) -> dict[str, Any]:
+    dim = _dim(sizes)
+    return letters_of(sizes, "B T", lambda width: "D" if width == dim else f"{Fraction(width, dim)} D")
+
+
+def _layer_names(sizes: Mapping[str, Any]) -> dict[str, Any]:
+    dim = _dim(sizes)
+    return letters_of(sizes, "B T", lambda width: "D" if width == dim else "F")
+
+
+def _block_inputs(block: TransformerBlock, size: int) -> tuple[Tensor]:
+    tokens = (size, size + 1, block.attn.embed_dim)
+    return (block.attn.out_proj.weight.new_empty(tokens, device="meta", requires_grad=True),)
+
+
+def _layer_inputs(layer: torch.nn.TransformerEncoderLayer, size: int) -> tuple[Tensor]:
+    shape = (size, size + 1) if layer.self_attn.batch_first else (size + 1, size)
+    tokens = (*shape, layer.self_attn.embed_dim)
+    return (layer.self_attn.out_proj.weight.new_empty(tokens, device="meta", requires_grad=True),)
+
+
+_AT_MOST = {"H": ("D",), "M": ("B H T^2",)}
+_MEANINGS = {"T": "tokens", "F": "hidden_features"}
 
 SPECS = (
     LayerSpec(
@@ -419,21 +447,23 @@ SPECS = (
         layer=TransformerBlock,
         replaces=None,
         purpose="gathers from other tokens, then thinks about it",
-        complexity=_COMPLEXITY,
+        complexity="time O(B T D (T + D)), saved O(B T D)",
         operators=("attention", "linear", "residual_dropout_layer_norm"),
         sizes=sizes,
         cost=partial(sum_of_parts, 2),
         cases=BLOCK_CASES,
+        letters=Letters(_block_names, _block_inputs, _AT_MOST, meanings=_MEANINGS),
     ),
     LayerSpec(
         name="transformer_encoder_layer",
         layer=TransformerEncoderLayer,
         replaces=torch.nn.TransformerEncoderLayer,
         purpose="torch.nn's transformer block",
-        complexity=_COMPLEXITY,
+        complexity="time O(B T D (T + D + F)), saved O(B T (D + F))",
         operators=("attention", "linear", "residual_dropout_layer_norm"),
         sizes=_layer_sizes,
         cost=partial(sum_of_parts, 2),
         cases=LAYER_CASES,
+        letters=Letters(_layer_names, _layer_inputs, _AT_MOST, meanings=_MEANINGS),
     ),
 )

@@ -8,6 +8,7 @@ what is kept for the backward, parameters not counted and each storage once.
 """
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -33,3 +34,13 @@ bytes=0, backward_bytes=0, saved_bytes=0)
         if not isinstance(other, Cost):
             return NotImplemented
         return Cost(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(Cost)))
+
+
+def share(number: Any, parts: Any) -> Any:
+    """The equal share of a number which ``parts`` divide, an integer; of a symbol, an expression.
+
+    Example:
+        >>> share(12, 4)
+        3
+    """
+    return number // parts if isinstance(number, int) else number / parts

@@ -108,6 +108,27 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Letters:
+    """How the sizes of a call are written in formulas: ``rows`` as N, ``in_features`` as D.
+
+    Args:
+        names: the letters of a call's sizes, by the name that ``cost`` takes them under; numbers and products stand as
+            text, ``"B T"``. Sizes without a letter are the call's settings and stay the numbers they are.
+        inputs: ``inputs(layer, size)``, the inputs of a usual call on the meta device, as ``size`` makes them larger.
+        at_most: letters which each of some products bounds, up to a constant factor: ``{"H": ("E",)}`` for the heads
+            of an attention.
+        where: letters for what ``cost`` computes from sizes on its way, ``where(**sizes)``; None for none.
+        meanings: what letters stand for, where the name of their size does not say it.
+    """
+
+    names: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    inputs: Callable[[Any, int], tuple[torch.Tensor, ...]]
+    at_most: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    where: Callable[..., Mapping[str, Any]] | None = None
+    meanings: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class LayerSpec:
     """Everything that tests, tools and the command line need to know of a layer.
 
@@ -116,11 +137,13 @@ class LayerSpec:
         layer: the class.
         replaces: the torch.nn class which it subclasses and replaces; None for a layer that torch.nn does not have.
         purpose: what it is for, in a few words.
-        complexity: growth of forward time and of saved memory, as text in the sizes that ``cost`` takes.
+        complexity: growth of forward time and of saved memory, as text in ``letters``; :func:`nacre.cost_formula`
+            derives it from ``cost``.
         operators: the ops (``torch.ops.nacre``) it calls.
         sizes: ``sizes(layer, *inputs, **keywords) -> dict``, the sizes of one call as exact integers.
         cost: ``cost(**sizes) -> Cost``.
         cases: named shapes and edge cases.
+        letters: how the sizes are written in formulas; without, :func:`nacre.cost_formula` does not know the layer.
     """
 
     name: str
@@ -132,3 +155,4 @@ class LayerSpec:
     sizes: Callable[..., dict[str, Any]]
     cost: Callable[..., Cost]
     cases: tuple[Case, ...]
+    letters: Letters | None = None

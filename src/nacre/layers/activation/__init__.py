@@ -9,6 +9,7 @@ from nacre.core.spec import Case, LayerSpec
 from nacre.layers.activation.cases import GELU_CASES, RELU_CASES, SIGMOID_CASES, SILU_CASES, TANH_CASES
 from nacre.layers.activation.cost import (
     COMPLEXITY,
+    LETTERS,
     gelu_cost,
     gelu_sizes,
     relu_cost,
@@ -41,6 +42,7 @@ def _spec(
         sizes=sizes,
         cost=cost,
         cases=cases,
+        letters=LETTERS,
     )
 
 

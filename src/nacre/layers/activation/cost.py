@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from nacre.core.cost import Cost
+from nacre.core.spec import Letters
 
 COMPLEXITY = "time O(N), saved O(N)"
 
@@ -21,6 +22,13 @@ def sizes(layer: torch.nn.Module, input: torch.Tensor) -> dict[str, Any]:
 def gelu_sizes(layer: torch.nn.GELU, input: torch.Tensor) -> dict[str, Any]:
     """N elements and which GELU, from a call of the layer."""
     return {**sizes(layer, input), "tanh": layer.approximate == "tanh"}
+
+
+def _inputs(layer: torch.nn.Module, size: int) -> tuple[torch.Tensor]:
+    return (torch.empty(size, device="meta", requires_grad=True),)
+
+
+LETTERS = Letters(lambda sizes: {"elements": "N"}, _inputs)
 
 
 def gelu_cost(elements: int, tanh: bool = False, itemsize: int = 4, input_gradient: bool = True) -> Cost:

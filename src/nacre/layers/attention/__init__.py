@@ -4,7 +4,7 @@ import torch
 
 from nacre.core.spec import LayerSpec
 from nacre.layers.attention.cases import CASES
-from nacre.layers.attention.cost import COMPLEXITY, cost, sizes
+from nacre.layers.attention.cost import COMPLEXITY, LETTERS, cost, sizes
 from nacre.layers.attention.layer import MultiheadAttention
 from nacre.layers.attention.multi_head import multi_head_attention_forward
 from nacre.layers.attention.scaled_dot_product import scaled_dot_product_attention
@@ -22,5 +22,6 @@ SPECS = (
         sizes=sizes,
         cost=cost,
         cases=CASES,
+        letters=LETTERS,
     ),
 )

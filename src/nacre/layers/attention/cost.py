@@ -1,13 +1,15 @@
 """What MultiheadAttention costs: four projections, and two products of queries with keys and weights with values."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nacre.core.cost import Cost
+from nacre.core.spec import Letters
 
-COMPLEXITY = "time O(N (L + S) E^2 + N L S E), saved O(N (L + S) E)"
+COMPLEXITY = "time O(N L E (L + E)), saved O(N L E)"
 
 
 def sizes(
@@ -57,6 +59,34 @@ def sizes(
         "attn_mask_gradient": not hinted and attn_mask is not None and attn_mask.requires_grad,
         "padding_mask_gradient": key_padding_mask is not None and key_padding_mask.requires_grad,
     }
+
+
+def _names(sizes: Mapping[str, Any]) -> dict[str, str]:
+    width = sizes["embed_dim"]
+    names = {
+        "batch": "N",
+        "queries": "L",
+        "keys": "S" if sizes["other_key"] else "L",
+        "embed_dim": "E",
+        "kdim": "E" if sizes["kdim"] == width else "K",
+        "vdim": "E" if sizes["vdim"] == width else "V",
+        "num_heads": "H",
+    }
+    return names | {"mask_bytes": "M"} if sizes["mask_bytes"] else names
+
+
+def _inputs(layer: torch.nn.MultiheadAttention, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    def tokens(features: int) -> Tensor:
+        shape = (size, size + 1) if layer.batch_first else (size + 1, size)
+        return layer.out_proj.weight.new_empty(*shape, features, device="meta", requires_grad=True)
+
+    query = tokens(layer.embed_dim)
+    if layer._qkv_same_embed_dim:
+        return query, query, query
+    return query, tokens(layer.kdim), tokens(layer.vdim)
+
+
+LETTERS = Letters(_names, _inputs, at_most={"H": ("E",), "M": ("N H L S", "N H L^2")})
 
 
 def _rows(mask: Tensor) -> int:

@@ -52,8 +52,8 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         RuntimeError: batch sizes, the shape of attn_mask, dtypes or devices do not match; is_causal without attn_mask.
 
     Cost:
-        4 E^2 + 4 E parameters; 8 N L E^2 + 4 N L S E FLOPs for self-attention, also where it is causal, and twice plus
-        2 N L S E that backward; about 5 N L E values kept for the backward, none of them of size L S.
+        4 E^2 + 4 E parameters; 8 N L E^2 + 4 N L^2 E FLOPs for self-attention, also where it is causal, and twice plus
+        2 N L^2 E that backward; about 5 N L E values kept for the backward, none of them of size L^2.
 
     Paper:
         Vaswani et al., "Attention Is All You Need", 2017, arXiv:1706.03762.

@@ -4,7 +4,7 @@ import torch
 
 from nacre.core.spec import LayerSpec
 from nacre.layers.conv2d.cases import CASES
-from nacre.layers.conv2d.cost import COMPLEXITY, cost, sizes
+from nacre.layers.conv2d.cost import COMPLEXITY, LETTERS, cost, sizes
 from nacre.layers.conv2d.layer import Conv2d, conv2d
 
 __all__ = ["SPECS", "Conv2d", "conv2d"]
@@ -20,5 +20,6 @@ SPECS = (
         sizes=sizes,
         cost=cost,
         cases=CASES,
+        letters=LETTERS,
     ),
 )

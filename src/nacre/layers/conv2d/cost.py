@@ -1,12 +1,14 @@
 """What Conv2d costs: a sum of (C / groups) I J products for every output value, and twice that backward."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from nacre.core.cost import Cost
+from nacre.core.cost import Cost, share
+from nacre.core.spec import Letters
 
-COMPLEXITY = "time O(N E P Q C/groups I J), saved O(N C H W)"
+COMPLEXITY = "time O(N E C I J P Q), saved O(N C H W)"
 
 
 def outputs(size: int, kernel_size: int, stride: int, dilation: int) -> int:
@@ -36,6 +38,31 @@ def sizes(layer: torch.nn.Conv2d, input: torch.Tensor) -> dict[str, Any]:
         "weight_gradient": layer.weight.requires_grad,
         "bias_gradient": layer.bias is not None and layer.bias.requires_grad,
     }
+
+
+def _names(sizes: Mapping[str, Any]) -> dict[str, str]:
+    names = {"samples": "N", "out_channels": "E", "in_channels": "C", "kernel_height": "I", "kernel_width": "J"}
+    names |= {"height": "H", "width": "W"}
+    return names | {"groups": "G"} if sizes["groups"] > 1 else names
+
+
+def _inputs(layer: torch.nn.Conv2d, size: int) -> tuple[torch.Tensor]:
+    reach = [step * (taps - 1) for step, taps in zip(layer.dilation, layer.kernel_size, strict=True)]
+    shape = (size, layer.in_channels, reach[0] + size, reach[1] + size)
+    return (layer.weight.new_empty(shape, device="meta", requires_grad=True),)
+
+
+def _where(
+    height: Any, width: Any, kernel_height: Any, kernel_width: Any, stride: Any, padding: Any, dilation: Any, **_: Any
+) -> dict[str, Any]:
+    return {
+        "P": outputs(height + padding[0], kernel_height, stride[0], dilation[0]),
+        "Q": outputs(width + padding[1], kernel_width, stride[1], dilation[1]),
+    }
+
+
+# P windows of I rows, the stride apart, cover an image: H is at most a multiple of P I
+LETTERS = Letters(_names, _inputs, at_most={"H": ("P I",), "W": ("Q J",), "G": ("C", "E")}, where=_where)
 
 
 def cost(
@@ -78,7 +105,7 @@ def cost(
         * outputs(padded_height, kernel_height, stride[0], dilation[0])
         * outputs(padded_width, kernel_width, stride[1], dilation[1])
     )
-    products = in_channels // groups * kernel_height * kernel_width
+    products = share(in_channels, groups) * kernel_height * kernel_width
     weights = out_channels * products
     parameters = weights + out_channels * bias
     repeats = 0 if padding_mode == "zeros" else 1

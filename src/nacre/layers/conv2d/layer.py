@@ -92,7 +92,7 @@ class Conv2d(torch.nn.Conv2d):
         RuntimeError: the input has not C channels or is smaller than the kernel, or dtypes or devices do not match.
 
     Cost:
-        E C / groups I J + E parameters, 2 N E P Q (C / groups) I J FLOPs, twice that backward, N C H W values kept for
+        E C I J / G + E parameters for G groups, 2 N E P Q C I J / G FLOPs, twice that backward, N C H W values kept for
         the backward.
 
     Paper:

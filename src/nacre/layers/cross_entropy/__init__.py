@@ -8,7 +8,16 @@ import torch
 
 from nacre.core.spec import LayerSpec
 from nacre.layers.cross_entropy.cases import CASES, LINEAR_CASES
-from nacre.layers.cross_entropy.cost import COMPLEXITY, LINEAR_COMPLEXITY, cost, linear_cost, linear_sizes, sizes
+from nacre.layers.cross_entropy.cost import (
+    COMPLEXITY,
+    LETTERS,
+    LINEAR_COMPLEXITY,
+    LINEAR_LETTERS,
+    cost,
+    linear_cost,
+    linear_sizes,
+    sizes,
+)
 from nacre.layers.cross_entropy.layer import CrossEntropyLoss, cross_entropy
 from nacre.layers.cross_entropy.linear_layer import LinearCrossEntropyLoss, linear_cross_entropy
 
@@ -25,6 +34,7 @@ SPECS = (
         sizes=sizes,
         cost=cost,
         cases=CASES,
+        letters=LETTERS,
     ),
     LayerSpec(
         name="linear_cross_entropy",
@@ -36,5 +46,6 @@ SPECS = (
         sizes=linear_sizes,
         cost=linear_cost,
         cases=LINEAR_CASES,
+        letters=LINEAR_LETTERS,
     ),
 )

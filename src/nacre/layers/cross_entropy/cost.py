@@ -1,10 +1,12 @@
 """What the cross-entropy losses cost: a few operations a logit and, for the linear one, its products."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from nacre.core.cost import Cost
+from nacre.core.spec import Letters
 
 COMPLEXITY = "time O(N C), saved O(N C)"
 LINEAR_COMPLEXITY = "time O(N D C), saved O(N D)"
@@ -49,6 +51,31 @@ def _target_sizes(layer: Any, input: torch.Tensor, target: torch.Tensor) -> dict
         "statistics_itemsize": max(4, input.element_size(), target.element_size() if probabilities else 0),
         "target_gradient": target.requires_grad,
     }
+
+
+def _inputs(layer: torch.nn.CrossEntropyLoss, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    classes = size if layer.weight is None else layer.weight.numel()
+    return (
+        torch.empty(size, classes, device="meta", requires_grad=True),
+        torch.empty(size, dtype=torch.int64, device="meta"),
+    )
+
+
+def _linear_inputs(layer: Any, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    places = (layer.linear.out_features // layer.num_classes,) if layer.linear.out_features > layer.num_classes else ()
+    return (
+        layer.linear.weight.new_empty(size, layer.linear.in_features, device="meta", requires_grad=True),
+        torch.empty(size, *places, dtype=torch.int64, device="meta"),
+    )
+
+
+def _linear_names(sizes: Mapping[str, Any]) -> dict[str, str]:
+    names = {"rows": "N", "in_features": "D", "classes": "C"}
+    return names | {"places": "K"} if sizes["places"] > 1 else names
+
+
+LETTERS = Letters(lambda sizes: {"tokens": "N", "classes": "C"}, _inputs)
+LINEAR_LETTERS = Letters(_linear_names, _linear_inputs)
 
 
 def cost(

@@ -58,7 +58,7 @@ class LinearCrossEntropyLoss(BASE):
     and reductions are those of :class:`nacre.CrossEntropyLoss`.
 
     Args:
-        in_features: size of each input row.
+        in_features: size of each input row, D.
         num_classes: C, the number of classes.
         out_features: sizes (d_1, ..., d_K) of the places with a distribution of their own. Default: one place, ().
         bias: add a learned bias to the logits. Default: False.
@@ -89,7 +89,7 @@ class LinearCrossEntropyLoss(BASE):
         RuntimeError: another shape, dtype or device does not fit.
 
     Cost:
-        C in_features parameters (and C with a bias) for each place, O(N C in_features) time. Kept for the backward are
+        C D parameters (and C with a bias) for each place, O(N D C) time. Kept for the backward are
         the input, the target and 2 numbers a token, not the N C logits, which are computed twice instead.
 
     Paper:

@@ -4,7 +4,7 @@ import torch
 
 from nacre.core.spec import LayerSpec
 from nacre.layers.dropout.cases import CASES
-from nacre.layers.dropout.cost import COMPLEXITY, cost, sizes
+from nacre.layers.dropout.cost import COMPLEXITY, LETTERS, cost, sizes
 from nacre.layers.dropout.layer import Dropout, dropout
 from nacre.layers.dropout.residual import residual_dropout
 
@@ -21,5 +21,6 @@ SPECS = (
         sizes=sizes,
         cost=cost,
         cases=CASES,
+        letters=LETTERS,
     ),
 )

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from nacre.core.cost import Cost
+from nacre.core.spec import Letters
 
 COMPLEXITY = "time O(N), saved O(1)"
 
@@ -19,6 +20,13 @@ def sizes(layer: torch.nn.Dropout, input: torch.Tensor) -> dict[str, Any]:
         "itemsize": input.element_size(),
         "input_gradient": input.requires_grad,
     }
+
+
+def _inputs(layer: torch.nn.Dropout, size: int) -> tuple[torch.Tensor]:
+    return (torch.empty(size, device="meta", requires_grad=True),)
+
+
+LETTERS = Letters(lambda sizes: {"elements": "N"}, _inputs)
 
 
 def cost(elements: int, active: bool = True, itemsize: int = 4, input_gradient: bool = True) -> Cost:

@@ -4,7 +4,7 @@ import torch
 
 from nacre.core.spec import LayerSpec
 from nacre.layers.embedding.cases import CASES
-from nacre.layers.embedding.cost import COMPLEXITY, cost, sizes
+from nacre.layers.embedding.cost import COMPLEXITY, LETTERS, cost, sizes
 from nacre.layers.embedding.layer import Embedding, embedding
 
 __all__ = ["SPECS", "Embedding", "embedding"]
@@ -20,5 +20,6 @@ SPECS = (
         sizes=sizes,
         cost=cost,
         cases=CASES,
+        letters=LETTERS,
     ),
 )

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 
 from nacre.core.cost import Cost
+from nacre.core.spec import Letters
 
-COMPLEXITY = "time O(N D), backward O(N D + V D), saved O(N)"
+COMPLEXITY = "time O(N D), backward O(D (N + V)), saved O(N)"
 
 
 def sizes(layer: torch.nn.Embedding, input: torch.Tensor) -> dict[str, Any]:
@@ -23,6 +24,13 @@ def sizes(layer: torch.nn.Embedding, input: torch.Tensor) -> dict[str, Any]:
         "index_itemsize": input.element_size(),
         "weight_gradient": layer.weight.requires_grad,
     }
+
+
+def _inputs(layer: torch.nn.Embedding, size: int) -> tuple[torch.Tensor]:
+    return (torch.empty(size, dtype=torch.int64, device="meta"),)
+
+
+LETTERS = Letters(lambda sizes: {"tokens": "N", "num_embeddings": "V", "embedding_dim": "D"}, _inputs)
 
 
 def cost(

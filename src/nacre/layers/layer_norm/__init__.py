@@ -7,7 +7,7 @@ import torch
 
 from nacre.core.spec import LayerSpec
 from nacre.layers.layer_norm.cases import CASES
-from nacre.layers.layer_norm.cost import COMPLEXITY, cost, sizes
+from nacre.layers.layer_norm.cost import COMPLEXITY, LETTERS, cost, sizes
 from nacre.layers.layer_norm.layer import LayerNorm, layer_norm
 from nacre.layers.layer_norm.residual import residual_dropout_layer_norm
 
@@ -24,5 +24,6 @@ SPECS = (
         sizes=sizes,
         cost=cost,
         cases=CASES,
+        letters=LETTERS,
     ),
 )

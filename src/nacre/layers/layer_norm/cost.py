@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from nacre.core.cost import Cost
+from nacre.core.spec import Letters
 
 COMPLEXITY = "time O(N D), saved O(N D)"
 
@@ -23,6 +24,14 @@ def sizes(layer: torch.nn.LayerNorm, input: torch.Tensor) -> dict[str, Any]:
         "statistics_itemsize": max(4, input.element_size()),
         "input_gradient": input.requires_grad,
     }
+
+
+def _inputs(layer: torch.nn.LayerNorm, size: int) -> tuple[torch.Tensor]:
+    dtype = None if layer.weight is None else layer.weight.dtype
+    return (torch.empty(size, *layer.normalized_shape, dtype=dtype, device="meta", requires_grad=True),)
+
+
+LETTERS = Letters(lambda sizes: {"rows": "N", "features": "D"}, _inputs)
 
 
 def cost(
@@ -79,7 +88,7 @@ def residual_cost(
     """
     elements, parameters, seed = rows * features, features * (weight + bias), 8
     input_gradient = max(residual_gradient, branch_gradient)
-    norm = cost(rows, features, weight, bias, itemsize, input_gradient=bool(input_gradient))
+    norm = cost(rows, features, weight, bias, itemsize, input_gradient=input_gradient)
     masked = drops * branch_gradient
     written = residual_gradient + branch_gradient * max(drops, 1 - residual_gradient)
     return Cost(

@@ -4,7 +4,7 @@ import torch
 
 from nacre.core.spec import LayerSpec
 from nacre.layers.linear.cases import CASES
-from nacre.layers.linear.cost import COMPLEXITY, cost, sizes
+from nacre.layers.linear.cost import COMPLEXITY, LETTERS, cost, sizes
 from nacre.layers.linear.layer import Linear, linear
 
 __all__ = ["SPECS", "Linear", "linear"]
@@ -20,5 +20,6 @@ SPECS = (
         sizes=sizes,
         cost=cost,
         cases=CASES,
+        letters=LETTERS,
     ),
 )

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from nacre.core.cost import Cost
+from nacre.core.spec import Letters
 
 COMPLEXITY = "time O(N D E), saved O(N D)"
 
@@ -24,6 +25,13 @@ def sizes(layer: torch.nn.Linear, input: torch.Tensor) -> dict[str, Any]:
         "weight_gradient": layer.weight.requires_grad,
         "bias_gradient": layer.bias is not None and layer.bias.requires_grad,
     }
+
+
+def _inputs(layer: torch.nn.Linear, size: int) -> tuple[torch.Tensor]:
+    return (layer.weight.new_empty(size, layer.in_features, device="meta", requires_grad=True),)
+
+
+LETTERS = Letters(lambda sizes: {"rows": "N", "in_features": "D", "out_features": "E"}, _inputs)
 
 
 def cost(

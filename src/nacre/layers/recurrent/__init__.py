@@ -6,7 +6,7 @@ import torch
 
 from nacre.core.spec import LayerSpec
 from nacre.layers.recurrent.cases import GRU_CASES, LSTM_CASES
-from nacre.layers.recurrent.cost import COMPLEXITY, gru_cost, lstm_cost, sizes
+from nacre.layers.recurrent.cost import COMPLEXITY, LETTERS, gru_cost, lstm_cost, sizes
 from nacre.layers.recurrent.layer import GRU, LSTM
 
 __all__ = ["GRU", "LSTM", "SPECS"]
@@ -22,6 +22,7 @@ SPECS = (
         sizes=sizes,
         cost=lstm_cost,
         cases=LSTM_CASES,
+        letters=LETTERS,
     ),
     LayerSpec(
         name="gru",
@@ -33,5 +34,6 @@ SPECS = (
         sizes=sizes,
         cost=gru_cost,
         cases=GRU_CASES,
+        letters=LETTERS,
     ),
 )

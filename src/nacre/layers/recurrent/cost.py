@@ -5,6 +5,7 @@ one direction. All numbers are sums over places, and levels above the first diff
 alone, so the features read by all levels together stand for them.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from nacre.core.cost import Cost
+from nacre.core.spec import Letters
 
 COMPLEXITY = "time O(N H (D + H)), saved O(N (D + H))"
 
@@ -48,6 +50,22 @@ def sizes(layer: torch.nn.RNNBase, input: Tensor | PackedSequence, hx: Any = Non
         "c0_gradient": gradients[1],
         "parameter_gradient": any(parameter.requires_grad for parameter in layer.parameters()),
     }
+
+
+def _names(sizes: Mapping[str, Any]) -> dict[str, str]:
+    names = {"rows": "N", "input_size": "D", "hidden_size": "H", "batch": "B"}
+    names["last_batch"] = "B_last" if sizes["packed_steps"] else "B"
+    if sizes["projection"]:
+        names["proj_size"] = "R"
+    return names | {"packed_steps": "T"} if sizes["packed_steps"] else names
+
+
+def _inputs(layer: torch.nn.RNNBase, size: int) -> tuple[Tensor]:
+    weight = next(layer.parameters())
+    return (weight.new_empty(size, size + 1, layer.input_size, device="meta", requires_grad=True),)
+
+
+LETTERS = Letters(_names, _inputs, at_most={"B": ("N",), "B_last": ("B",), "T": ("N",), "R": ("H",)})
 
 
 def lstm_cost(**sizes: Any) -> Cost:

@@ -4,7 +4,7 @@ import torch
 
 from nacre.core.spec import LayerSpec
 from nacre.layers.softmax.cases import CASES
-from nacre.layers.softmax.cost import COMPLEXITY, log_softmax_cost, sizes, softmax_cost
+from nacre.layers.softmax.cost import COMPLEXITY, LETTERS, log_softmax_cost, sizes, softmax_cost
 from nacre.layers.softmax.layer import LogSoftmax, Softmax, log_softmax, softmax, softmax_jacobian
 
 __all__ = ["SPECS", "LogSoftmax", "Softmax", "log_softmax", "softmax", "softmax_jacobian"]
@@ -20,6 +20,7 @@ SPECS = (
         sizes=sizes,
         cost=softmax_cost,
         cases=CASES,
+        letters=LETTERS,
     ),
     LayerSpec(
         name="log_softmax",
@@ -31,5 +32,6 @@ SPECS = (
         sizes=sizes,
         cost=log_softmax_cost,
         cases=CASES,
+        letters=LETTERS,
     ),
 )

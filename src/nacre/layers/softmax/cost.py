@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from nacre.core.cost import Cost
+from nacre.core.spec import Letters
 
 COMPLEXITY = "time O(N D), saved O(N D)"
 
@@ -27,6 +28,17 @@ def sizes(layer: torch.nn.Softmax | torch.nn.LogSoftmax, input: torch.Tensor) ->
         "itemsize": input.element_size(),
         "input_gradient": input.requires_grad,
     }
+
+
+def _inputs(layer: torch.nn.Softmax | torch.nn.LogSoftmax, size: int) -> tuple[torch.Tensor]:
+    dim = layer.dim or 0
+    dimensions = max(dim + 1 if dim >= 0 else -dim, 2)
+    shape = [size] * dimensions
+    shape[dim] += 1
+    return (torch.empty(shape, device="meta", requires_grad=True),)
+
+
+LETTERS = Letters(lambda sizes: {"rows": "N", "features": "D"}, _inputs)
 
 
 def softmax_cost(rows: int, features: int, itemsize: int = 4, input_gradient: bool = True) -> Cost:

@@ -59,7 +59,7 @@ class Softmax(torch.nn.Softmax):
         NotImplementedError: the input is not of a floating-point dtype.
 
     Cost:
-        No parameters, O(N) time; the output of N values is kept for the backward.
+        No parameters, O(N D) time for N slices of D values; the output is kept for the backward.
 
     Paper:
         Bridle, "Probabilistic Interpretation of Feedforward Classification Network Outputs", 1990.
@@ -98,7 +98,7 @@ class LogSoftmax(torch.nn.LogSoftmax):
         NotImplementedError: the input is not of a floating-point dtype.
 
     Cost:
-        No parameters, O(N) time; the output of N values is kept for the backward.
+        No parameters, O(N D) time for N slices of D values; the output is kept for the backward.
 
     Paper:
         Bridle, "Probabilistic Interpretation of Feedforward Classification Network Outputs", 1990.
