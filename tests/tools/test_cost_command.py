@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -138,7 +139,9 @@ def test_a_configuration_without_transformers(folder, capsys, monkeypatch):
 
 
 SPEEDS = speed.Speeds(
+    best={"float32": 2e9},
     products={"float32": {100: 1e9, 1000: 1e9}},
+    attention={"float32": 1e8},
     kept={100: 1e6, 10**6: 1e6},
     fresh={100: 1e5, 10**6: 1e5},
     draws=1e4,
@@ -149,10 +152,14 @@ SPEEDS = speed.Speeds(
 
 def test_the_time_of_an_operator():
     # a million FLOPs at 1e9 a second; 1,000 bytes at 1e5 into fresh memory; 1,000 random numbers at 1e4; and the call
-    assert SPEEDS.seconds(Work(flops=10**6, bytes=8), False) == pytest.approx(1e-3 + 1e-3)
-    assert SPEEDS.seconds(Work(bytes=1000), True) == pytest.approx(1e-2 + 2e-3)
-    assert SPEEDS.seconds(Work(bytes=1000, own=True), False) == pytest.approx(1e-3 + 5e-3)
-    assert SPEEDS.seconds(Work(bytes=8, random=1000), False) == pytest.approx(0.1 + 1e-3)
+    assert SPEEDS.seconds(Work(flops=10**6, bytes=8), False, 100) == pytest.approx(1e-3 + 1e-3)
+    assert SPEEDS.seconds(Work(flops=10**6, attention=True), False, 100) == pytest.approx(1e-2 + 1e-3)
+    assert SPEEDS.seconds(Work(bytes=1000), True, 100) == pytest.approx(1e-2 + 2e-3)
+    assert SPEEDS.seconds(Work(bytes=1000, own=True), False, 100) == pytest.approx(1e-3 + 5e-3)
+    assert SPEEDS.seconds(Work(bytes=8, random=1000), False, 100) == pytest.approx(0.1 + 1e-3)
+    # copies as large as the whole step's memory go slower than small ones
+    slower = replace(SPEEDS, kept={100: 1e6, 10**6: 1e4})
+    assert slower.seconds(Work(bytes=1000, own=True), False, 2 * 10**6) == pytest.approx(0.1 + 5e-3)
 
 
 def predicted() -> CostReport:

@@ -201,8 +201,8 @@ PER_INPUT = frozenset(
 """Reductions and running sums: one operation for each value that they read."""
 
 PER_RESULT = frozenset(
-    ("bernoulli uniform normal normal_functional rand randn randint randint_like rand_like randn_like exponential"
-     " random randperm log_normal geometric cauchy rsub masked_fill tril triu bucketize _fused_dropout glu_backward"
+    ("bernoulli uniform normal normal_functional rand randn rand_like randn_like exponential"
+     " log_normal geometric cauchy rsub masked_fill tril triu bucketize _fused_dropout glu_backward"
      " leaky_relu_backward hardtanh_backward hardswish_backward hardsigmoid_backward elu_backward softplus_backward"
      " log_sigmoid_forward log_sigmoid_backward mish_backward glu native_dropout_backward logit_backward add"
      " masked_scale upsample_nearest2d_backward upsample_nearest1d_backward isfinite"
@@ -219,7 +219,8 @@ MOVES = frozenset(
      " channel_shuffle native_channel_shuffle upsample_nearest1d upsample_nearest2d masked_select nonzero"
      " _pack_padded_sequence _pack_padded_sequence_backward expand_copy view_copy resize fill zero zeros ones full"
      " zeros_like ones_like full_like new_zeros new_ones new_full arange linspace eye scalar_tensor diag_embed"
-     " tril_indices triu_indices complex view_as_real_copy set_data rot90 _local_scalar_dense item lift_fresh_copy"
+     " tril_indices triu_indices random randint randint_like randperm complex view_as_real_copy set_data rot90"
+     " _local_scalar_dense item lift_fresh_copy"
      " _nested_tensor_from_mask split_with_sizes_copy unbind_copy block_diag meshgrid lift_fresh").split()
 )  # fmt: skip
 """They move or set values and compute none."""

@@ -23,6 +23,7 @@ class Work:
         bytes: read and written: each argument and each result once.
         product: multiply-adds of one matrix product, where several run side by side in one call.
         dtype: of the numbers.
+        attention: whether its products are those of attention, whose parts are small.
         random: random numbers drawn, which torch does on one thread of a CPU.
         own: whether it is an operator of nacre.
         known: whether the operator's cost is known; if not, only its bytes are counted.
@@ -33,6 +34,7 @@ class Work:
     bytes: int = 0
     product: int = 0
     dtype: str = "float32"
+    attention: bool = False
     random: int = 0
     own: bool = False
     known: bool = True
@@ -55,17 +57,26 @@ def work_of(operator: Any, arguments: tuple[Any, ...], keywords: Mapping[str, An
         return NOTHING
     given = _named(operator, arguments, keywords)
     dtype = str(elements.first(result).dtype).removeprefix("torch.") if _has_tensor(result) else "float32"
-    if space == "nacre":
-        flops, elementwise, product = own.counted(name, given)
-        return Work(flops, elementwise, traffic(name, given, result), product, dtype, own=True)
-    if space not in ("aten", "mkldnn", "prims") or not (counted := _counted(operator, name, given, result)):
-        return Work(bytes=traffic(name, given, result), dtype=dtype, known=False)
-    flops, elementwise, product = counted
-    drawn = elements.first(result).numel() if name in _DRAWS else 0
-    return Work(flops, elementwise, traffic(name, given, result), product, dtype, drawn)
+    known = own.counted(name, given) if space == "nacre" else _counted(operator, space, name, given, result)
+    flops, elementwise, product = known or (0, 0, 0)
+    return Work(
+        flops=flops,
+        elementwise_flops=elementwise,
+        bytes=traffic(name, given, result),
+        product=product,
+        dtype=dtype,
+        attention="attention" in name,
+        random=elements.first(result).numel() if name in _DRAWS else 0,
+        own=space == "nacre",
+        known=known is not None,
+    )
 
 
-def _counted(operator: Any, name: str, given: Mapping[str, Any], result: Any) -> tuple[int, int, int] | None:
+def _counted(
+    operator: Any, space: str, name: str, given: Mapping[str, Any], result: Any
+) -> tuple[int, int, int] | None:
+    if space not in ("aten", "mkldnn", "prims"):
+        return None
     if name in PRODUCTS:
         return PRODUCTS[name](given, result)
     if name in elements.RULES:

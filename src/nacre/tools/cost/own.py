@@ -1,22 +1,26 @@
 """What nacre's own operators cost, by the ``cost.py`` of the layer that each one serves."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nacre.core.cost import Cost
 from nacre.layers import LAYERS
+from nacre.layers.dropout.cost import residual_cost as residual_dropout_cost
+from nacre.layers.layer_norm.cost import residual_cost as residual_dropout_layer_norm_cost
 from nacre.tools.cost.products import attention_sizes
 
 Given = Mapping[str, Any]
 
 
-def counted(name: str, given: Given) -> tuple[int, int, int]:
-    """FLOPs of products, FLOPs of single elements and multiply-adds of one product of ``nacre::name``."""
+def counted(name: str, given: Given) -> tuple[int, int, int] | None:
+    """FLOPs of products, FLOPs of single elements and multiply-adds of one product of ``nacre::name``, where known."""
     backward = name.endswith("_backward")
     layer = name.removesuffix("_backward")
     if layer == "attention":
         return _attention_backward(given) if backward else _attention(given)
+    if layer not in _BILLS:
+        return None
     bill, product = _BILLS[layer](layer, given)
     if backward:
         return bill.backward_flops, bill.backward_elementwise_flops, product
@@ -178,25 +182,39 @@ def _recurrent(layer: str, given: Given) -> tuple[Cost, int]:
 
 
 def _attention(given: Given) -> tuple[int, int, int]:
-    scores, rows, features, value_features = attention_sizes(*(given[name].shape for name in _QKV))
-    elementwise = rows * features + scores * (5 + _masked(given)) + 2 * rows
-    return 2 * scores * (features + value_features), elementwise, scores * features // max(_heads(given), 1)
+    query, key, value = _heads(given)
+    scores, rows, features, value_features = attention_sizes(query, key, value)
+    elementwise = rows * features + scores * (5 + _masked(given))
+    return 2 * scores * (features + value_features), elementwise, _one_head(scores, query)
 
 
 def _attention_backward(given: Given) -> tuple[int, int, int]:
     """The scores once more, and one product each for dV, dW, dQ and dK, of those that are asked for."""
-    scores, rows, features, value_features = attention_sizes(*(given[name].shape for name in _QKV))
-    query, key, value, *masks = _needs(given, 5)
-    of_scores = query or key or any(masks)
+    query, key, value = _heads(given)
+    scores, rows, features, value_features = attention_sizes(query, key, value)
+    dq, dk, dv, *masks = _needs(given, 5)
+    if given["key"] is None:  # one packed tensor holds all three
+        dk = dv = dq
+    of_scores = dq or dk or any(masks)
     weights = given["grad_weights"] is not None
-    products = scores * (features + value * value_features + of_scores * value_features + (query + key) * features)
-    elementwise = rows * features + scores * (2 + _masked(given)) + query * rows * features
-    elementwise += of_scores * (scores * (5 + (given["dropout_p"] > 0) + weights) + rows) + sum(masks) * scores
-    elementwise += key * given["key"].numel()
-    return 2 * products, elementwise, scores * features // max(_heads(given), 1)
+    products = scores * (features + dv * value_features + of_scores * value_features + (dq + dk) * features)
+    elementwise = rows * features + scores * (3 + _masked(given)) + dq * rows * features + dk * math.prod(key)
+    elementwise += of_scores * scores * (4 + (given["dropout_p"] > 0) + weights) + sum(masks) * scores
+    return 2 * products, elementwise, _one_head(scores, query)
 
 
-_QKV = ("query", "key", "value")
+def _heads(given: Given) -> tuple[Sequence[int], ...]:
+    """The shapes of query, key and value, (N, H, L, E) each, packed or not."""
+    if given["key"] is not None:
+        return tuple(given[name].shape for name in ("query", "key", "value"))
+    length, batch, packed = given["query"].shape
+    shape = (batch, given["packed_heads"], length, packed // (3 * max(given["packed_heads"], 1)))
+    return shape, shape, shape
+
+
+def _one_head(scores: int, query: Sequence[int]) -> int:
+    """Multiply-adds of the product of one head's queries with its keys."""
+    return scores * query[-1] // max(math.prod(query[:-2]), 1)
 
 
 def _masked(given: Given) -> int:
@@ -204,8 +222,26 @@ def _masked(given: Given) -> int:
     return masks + bool(given["is_causal"]) + (given["dropout_p"] > 0)
 
 
-def _heads(given: Given) -> int:
-    return math.prod(given["query"].shape[:-2])
+def _joined(layer: str, given: Given) -> tuple[Cost, int]:
+    """A residual addition in one pass with the dropout before it and the normalisation after it."""
+    backward = "needs" in given
+    needs, drops = _needs(given, 4), given["seed"] is not None
+    if layer == "residual_dropout":  # the residual's gradient is the output's: the backward finds the branch's alone
+        values = given["grad_output"] if backward else given["residual"]
+        return residual_dropout_cost(values.numel(), drops=drops, branch_gradient=needs[0]), 0
+    features = math.prod(given["normalized_shape"])
+    values = given["sum"] if backward else given["residual"]
+    bill = residual_dropout_layer_norm_cost(
+        rows=values.numel() // max(features, 1),
+        features=features,
+        weight=given["weight"] is not None,
+        bias=given["bias"] is not None if "bias" in given else needs[-1],
+        sum_gradient=given.get("grad_sum") is not None,
+        drops=drops,
+        residual_gradient=needs[0],
+        branch_gradient=needs[1],
+    )
+    return bill, 0
 
 
 _BILLS = {
@@ -225,4 +261,6 @@ _BILLS = {
     "linear_cross_entropy": _linear_cross_entropy,
     "lstm": _recurrent,
     "gru": _recurrent,
+    "residual_dropout": _joined,
+    "residual_dropout_layer_norm": _joined,
 }

@@ -30,10 +30,11 @@ def cost(model: nn.Module, *inputs: Any, measure: bool = False, **keywords: Any)
     It is left as it was. Only where its control flow depends on values, and inputs and parameters have some, it runs on
     real numbers.
 
-    A layer of nacre and the torch.nn layer that it replaces are billed by the layer's ``cost.py``, so FLOPs, parameters
-    and ``bytes`` are the same before and after :func:`nacre.convert`. Everything else is counted operator by operator:
-    products exactly; one operation for each value that an elementwise operator returns or a reduction reads; an
-    operator without a known cost is named in ``unknown``.
+    A layer of nacre and the torch.nn layer that it replaces are billed by the layer's ``cost.py``, so parameters and
+    FLOPs are the same before and after :func:`nacre.convert`. (Where a block of nacre does a dropout, an addition and a
+    normalisation in one pass, they are the block's own operations, with less traffic.) Everything else is counted
+    operator by operator: products exactly; one operation for each value that an elementwise operator returns or a
+    reduction reads; an operator without a known cost is named in ``unknown``.
 
     A backward is counted as it runs: nothing for a frozen weight, an input without gradient or a result that nothing
     depends on. Activation checkpointing pays the forward once more, as far as torch goes: it ends the second forward as

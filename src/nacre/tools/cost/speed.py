@@ -1,14 +1,17 @@
 """The time to expect: what a model does, at the speeds that this machine has been seen to reach.
 
-An operator takes what its products take at the speed of products of their size, or what its traffic takes at the speed
-of traffic of its size, whichever is longer, and what any call takes, however small. torch's operators write fresh
-memory, nacre's own write memory that is used again; both are measured. A row's time is the sum over its operators.
+An operator takes what its products take at the speed of products of their size, or what its traffic takes, whichever is
+longer, and what any call takes, however small. Products are timed as a linear layer has them, forward and for both
+gradients, and as attention has them. Traffic goes at the speed of a copy as large as the whole step's memory, since
+little of it is still in a cache when its turn comes; torch's operators write fresh memory, whose pages the system may
+have to find first, nacre's own write memory that is used again. A row's time is the sum over its operators.
 """
 
 import hashlib
 import json
 import math
 import os
+import statistics
 import sys
 import time
 from bisect import bisect_left
@@ -44,7 +47,9 @@ class Speeds:
     """What this machine can do, measured.
 
     Args:
-        products: for each dtype the FLOPs a second of a square product, by its rows.
+        best: for each dtype the FLOPs a second of the best product there is.
+        products: for each dtype the FLOPs a second of the three products of a linear layer, by its rows and features.
+        attention: for each dtype the FLOPs a second of attention, forward and backward.
         kept: bytes a second read and written by a copy into memory that is there, by the bytes copied.
         fresh: the same into memory that is taken for each copy.
         draws: random numbers a second, as torch draws a mask.
@@ -53,7 +58,9 @@ class Speeds:
         warnings: what speaks against trusting them.
     """
 
+    best: Mapping[str, float]
     products: Mapping[str, Curve]
+    attention: Mapping[str, float]
     kept: Curve
     fresh: Curve
     draws: float
@@ -61,19 +68,27 @@ class Speeds:
     own_call: tuple[float, float]
     warnings: tuple[str, ...] = ()
 
-    def seconds(self, work: Work, backward: bool) -> float:
-        """The time to expect for one call of an operator."""
-        curve = self.products.get(work.dtype) or next(iter(self.products.values()))
-        side = max(round(work.product ** (1 / 3)), 1)
-        products = work.flops / at(curve, side) if work.flops else 0.0
-        memory = self.kept if work.own else self.fresh
-        traffic = work.bytes / at(memory, max(work.bytes // 2, 1)) if work.bytes else 0.0
+    def seconds(self, work: Work, backward: bool, working: int) -> float:
+        """The time to expect for one call of an operator.
+
+        Args:
+            work: what it does.
+            backward: whether autograd calls it in the backward.
+            working: bytes of the memory that the whole step goes through.
+        """
+        dtype = work.dtype if work.dtype in self.best else next(iter(self.best))
+        curve = self.products[dtype]
+        speed = at(curve, max(round(work.product ** (1 / 3)), 1))
+        products = work.flops / (min(speed, self.attention[dtype]) if work.attention else speed)
+        bandwidth = at(self.kept, max(work.bytes, working) // 2)
+        if not work.own:
+            bandwidth = min(bandwidth, at(self.fresh, work.bytes // 2))
+        traffic = work.bytes / bandwidth
         return max(products, traffic, work.random / self.draws) + (self.own_call if work.own else self.call)[backward]
 
     def ceilings(self, dtype: str) -> Ceilings:
         """The best that was measured: products of a dtype, and copies too large for the caches."""
-        curve = self.products.get(dtype) or next(iter(self.products.values()))
-        return Ceilings(max(curve.values()), self.kept[max(self.kept)])
+        return Ceilings(self.best.get(dtype) or next(iter(self.best.values())), self.kept[max(self.kept)])
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, for a file."""
@@ -88,7 +103,9 @@ class Speeds:
         """
         try:
             return Speeds(
-                {str(dtype): _curve(curve) for dtype, curve in values["products"].items()},
+                {str(dtype): _positive(speed) for dtype, speed in values["best"].items()},
+                {str(dtype): _curve(values["products"][dtype]) for dtype in values["best"]},
+                {str(dtype): _positive(values["attention"][dtype]) for dtype in values["best"]},
                 _curve(values["kept"]),
                 _curve(values["fresh"]),
                 _positive(values["draws"]),
@@ -149,8 +166,8 @@ def predict(report: CostReport, speeds: Speeds | None = None) -> None:
     for place in reversed(range(len(report.rows))):  # what lies within comes after
         row = report.rows[place]
         within = [report.rows[child] for child in report.children(place)]
-        own = sum(count * speeds.seconds(work, False) for work, count in row.forward_work.items())
-        own += sum(count * speeds.seconds(work, True) for work, count in row.backward_work.items())
+        own = sum(count * speeds.seconds(work, False, report.peak_bytes) for work, count in row.forward_work.items())
+        own += sum(count * speeds.seconds(work, True, report.peak_bytes) for work, count in row.backward_work.items())
         row.predicted_seconds = own + sum(child.predicted_seconds or 0.0 for child in within)
         least = report.ceilings.seconds(row.own.flops, row.own.bytes)
         least += report.ceilings.seconds(row.own.backward_flops, row.own.backward_bytes)
@@ -193,19 +210,18 @@ def machine_speeds(dtypes: list[str]) -> Speeds:
         known = Speeds.from_json(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         known = None
-    if known is not None and all(dtype in known.products for dtype in dtypes):
+    if known is not None and all(dtype in known.best for dtype in dtypes):
         return known
     doubts = tuple(warnings(other_load()))
-    products = {} if known is None else dict(known.products)
+    speeds = known or _speeds()
     for dtype in dtypes:
-        if dtype not in products:
-            products[dtype] = {side: matrix_peak(DTYPES[dtype], side) for side in SIDES}
-    if known is not None:
-        speeds = replace(known, products=products)
-    else:
-        kept = {size: copy_bandwidth(size) for size in SIZES}
-        fresh = {size: _fresh(size) for size in SIZES}
-        speeds = Speeds(products, kept, fresh, _draws(2**20), _call(_torchs), _call(_own))
+        if dtype not in speeds.best:
+            speeds = replace(
+                speeds,
+                best={**speeds.best, dtype: matrix_peak(DTYPES[dtype], SIDES[-1])},
+                products={**speeds.products, dtype: {side: _linear(DTYPES[dtype], side) for side in SIDES}},
+                attention={**speeds.attention, dtype: _attention(DTYPES[dtype])},
+            )
     if doubts:
         return replace(speeds, warnings=doubts)
     try:
@@ -215,6 +231,36 @@ def machine_speeds(dtypes: list[str]) -> Speeds:
     except OSError:
         pass  # nowhere to keep them: they are measured again the next time
     return speeds
+
+
+def _speeds() -> Speeds:
+    """What does not depend on a dtype."""
+    kept, fresh = ({size: copy(size) for size in SIZES} for copy in (copy_bandwidth, _fresh))
+    return Speeds({}, {}, {}, kept, fresh, _draws(2**20), _call(_torchs), _call(_own))
+
+
+def _linear(dtype: torch.dtype, side: int) -> float:
+    x, weight, gradient = torch.randn(3, side, side).to(dtype)
+    with torch.no_grad():
+        forward, input_gradient, weight_gradient = (
+            _typical(lambda one=one, other=other: torch.mm(one, other))  # type: ignore[misc]
+            for one, other in ((x, weight.t()), (gradient, weight), (gradient.t(), x))
+        )
+    return 6 * side**3 / (forward + input_gradient + weight_gradient)
+
+
+def _attention(dtype: torch.dtype) -> float:
+    heads, tokens, features = 8, 256, 64
+    shape = (1, heads, tokens, features)
+    query, key, value, gradient = (torch.randn(shape).to(dtype) for _ in range(4))
+    inputs = (query.requires_grad_(), key.requires_grad_(), value.requires_grad_())
+
+    def step() -> None:
+        result = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+        torch.autograd.grad(result, inputs, gradient)
+
+    with torch.enable_grad():
+        return 7 * 2 * heads * tokens * tokens * features / _typical(step)
 
 
 def _fresh(size: int) -> float:
@@ -255,11 +301,20 @@ def _call(operator: Callable[[torch.Tensor], torch.Tensor]) -> tuple[float, floa
     return forward / _CALLS, max(both - forward, 0.0) / _CALLS
 
 
-def _least(function: Callable[[], object], repeats: int = 10) -> float:
+def _least(function: Callable[[], object]) -> float:
+    return min(_times(function))
+
+
+def _typical(function: Callable[[], object]) -> float:
+    return statistics.median(_times(function))
+
+
+def _times(function: Callable[[], object]) -> list[float]:
+    """Seconds of ten calls, of fewer where they take long; the first, which warms up, apart."""
     function()
-    seconds = []
-    for _ in range(repeats):
+    seconds: list[float] = []
+    while len(seconds) < 10 and (len(seconds) < 3 or sum(seconds) < 1.0):
         start = time.perf_counter()
         function()
         seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    return seconds
