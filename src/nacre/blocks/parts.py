@@ -8,18 +8,22 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from nacre.blocks.fused import runs_unseen
+from nacre.blocks.fused import FUNCTIONS, activation_name, runs_unseen
 from nacre.core.cost import Cost
 from nacre.layers import LAYERS
 from nacre.layers.dropout import Dropout
 from nacre.layers.dropout.cost import residual_cost as residual_dropout_cost
 from nacre.layers.layer_norm import LayerNorm
 from nacre.layers.layer_norm.cost import residual_cost as residual_dropout_layer_norm_cost
+from nacre.layers.linear import Linear
+from nacre.layers.linear.feed_forward import ACTIVATIONS
 
 Part = tuple[str, dict[str, Any]]
+Layer = tuple[str, dict[str, Any], bool]  # also whether it may run in one pass with its neighbours
 
 _COSTS: dict[str, Callable[..., Cost]] = {
     **{name: spec.cost for name, spec in LAYERS.items()},
+    "feed_forward": lambda **own: _feed_forward_cost(**own),
     "residual_dropout": residual_dropout_cost,
     "residual_dropout_layer_norm": residual_dropout_layer_norm_cost,
 }
@@ -41,7 +45,11 @@ def parts_of(block: torch.nn.Module, *inputs: Any, **keywords: Any) -> tuple[Par
         name = _NAMES[type(layer)]
         found.append((name, LAYERS[name].sizes(layer, *given, **named), layer))
 
-    joining = {part for part in block.modules() if runs_unseen(part, Dropout) or runs_unseen(part, LayerNorm)}
+    joining = {
+        part
+        for part in block.modules()
+        if activation_name(part) or any(runs_unseen(part, kind) for kind in (Dropout, LayerNorm, Linear))
+    }
     hooks = [
         layer.register_forward_pre_hook(note, with_kwargs=True) for layer in block.modules() if type(layer) in _NAMES
     ]
@@ -53,10 +61,69 @@ def parts_of(block: torch.nn.Module, *inputs: Any, **keywords: Any) -> tuple[Par
     finally:
         for hook in hooks:
             hook.remove()
-    return _joined([(name, own, layer in joining) for name, own, layer in found], block, inputs[0].requires_grad)
+    layers = _with_function([(name, own, layer in joining) for name, own, layer in found], block)
+    if inputs[0].device.type == "cpu":
+        layers = _fed_forward(layers)
+    return _joined(layers, block, inputs[0].requires_grad)
 
 
-def _joined(found: list[tuple[str, dict[str, Any], bool]], block: torch.nn.Module, gradient: bool) -> tuple[Part, ...]:
+def _with_function(found: list[Layer], block: torch.nn.Module) -> list[Layer]:
+    """The layers, and where the block's activation is a function and no module, that one after the first linear map."""
+    function = getattr(block, "activation", None)
+    if isinstance(function, torch.nn.Module) or function not in FUNCTIONS:
+        return found
+    place = 1 + next(index for index, (name, _, _) in enumerate(found) if name == "linear")
+    first = found[place - 1][1]
+    activation = {
+        "elements": first["rows"] * first["out_features"],
+        "itemsize": first["itemsize"],
+        "input_gradient": max(first[f"{kind}_gradient"] for kind in ("input", "weight", "bias")),
+    }
+    return [*found[:place], (FUNCTIONS[function][0], activation, True), *found[place:]]
+
+
+def _fed_forward(found: list[Layer]) -> list[Layer]:
+    """The layers, with two linear maps and what stands between them put together where they run as one."""
+    together: list[Layer] = []
+    while found:
+        names = [name for name, _, _ in found[:4]]
+        inner = 2 + (names[2:3] == ["dropout"])
+        run = found[: inner + 1]
+        known = names[0] == "linear" and names[inner : inner + 1] == ["linear"] and names[1] in ACTIVATIONS
+        if len(run) > inner and known and all(joins for _, _, joins in run) and run[0][1]["itemsize"] >= 4:
+            together.append(("feed_forward", {"layers": tuple((name, own) for name, own, _ in run)}, False))
+            found = found[inner + 1 :]
+        else:
+            together.append(found[0])
+            found = found[1:]
+    return together
+
+
+def _feed_forward_cost(layers: tuple[Part, ...]) -> Cost:
+    """The sum of the layers, but for what they would hand on through memory.
+
+    The hidden features are written, kept and read once more. What follows from them until the second map is made anew
+    in the backward, in the caches, with the random words that its gradient needs as well.
+    """
+    first, activation, *dropped, second = (LAYERS[name].cost(**own) for name, own in layers)
+    (_, one), (_, inner), *_, (_, two) = layers
+    values = inner["elements"] * one["itemsize"]
+    recorded = max(one[f"{kind}_gradient"] for kind in ("input", "weight", "bias"))
+    drops = len(layers) == 4 and layers[2][1]["active"]
+    saved = max(recorded, two["weight_gradient"], two["bias_gradient"])
+    again = activation.elementwise_flops + 2 * inner["elements"] * drops
+    return sum((*dropped, activation, second), first) + Cost(
+        backward_elementwise_flops=again * two["weight_gradient"],
+        bytes=-sum((part.bytes for part in dropped), activation.bytes) - values,
+        backward_bytes=-sum((part.backward_bytes for part in dropped), activation.backward_bytes)
+        + (1 - recorded - two["input_gradient"] - two["weight_gradient"]) * values
+        + 8 * drops,
+        saved_bytes=-sum((part.saved_bytes for part in (*dropped, activation, second)), 0)
+        + (values + 8 * drops) * saved,
+    )
+
+
+def _joined(found: list[Layer], block: torch.nn.Module, gradient: bool) -> tuple[Part, ...]:
     """The parts, with dropout and normalisation that run in one pass with the addition between them put together.
 
     Args:

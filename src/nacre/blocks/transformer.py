@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nacre.blocks.fused import residual_dropout, residual_dropout_layer_norm
+from nacre.blocks.fused import feed_forward, residual_dropout, residual_dropout_layer_norm, runs_unseen
 from nacre.blocks.parts import letters_of, sizes, sum_of_parts
 from nacre.core import check
 from nacre.core.choice import torch_instead
 from nacre.core.spec import Case, LayerSpec, Letters, Made, Normal
 from nacre.layers import LAYERS
-from nacre.layers.activation import GELU, ReLU, SiLU, gelu, relu, silu
+from nacre.layers.activation import GELU, ReLU, SiLU
 from nacre.layers.attention import MultiheadAttention
 from nacre.layers.dropout import Dropout
 from nacre.layers.layer_norm import LayerNorm
@@ -25,13 +25,6 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu_tanh": partial(GELU, approximate="tanh"),
     "relu": ReLU,
     "silu": SiLU,
-}
-
-# torch's functions which a TransformerEncoderLayer may have for its activation, with the layer and the function of ours
-_FUNCTIONS: dict[Any, tuple[str, Callable[[Tensor], Tensor]]] = {
-    torch.nn.functional.gelu: ("gelu", gelu),
-    torch.nn.functional.relu: ("relu", relu),
-    torch.nn.functional.silu: ("silu", silu),
 }
 
 
@@ -135,10 +128,15 @@ class TransformerBlock(nn.Module):
         if self.norm_first:
             gathered = self._gather(self.norm1(input), attn_mask, key_padding_mask)
             normalised, x = residual_dropout_layer_norm(input, gathered, self.dropout1, self.norm2)
-            return residual_dropout(x, self.ff(normalised), self.dropout2)
+            return residual_dropout(x, self._feed_forward(normalised), self.dropout2)
         gathered = self._gather(input, attn_mask, key_padding_mask)
         x, _ = residual_dropout_layer_norm(input, gathered, self.dropout1, self.norm1)
-        return residual_dropout_layer_norm(x, self.ff(x), self.dropout2, self.norm2)[0]
+        return residual_dropout_layer_norm(x, self._feed_forward(x), self.dropout2, self.norm2)[0]
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        if runs_unseen(self.ff, nn.Sequential) and len(self.ff) == 3:
+            return feed_forward(x, self.ff[0], self.ff[1], None, self.ff[2])
+        return self.ff(x)
 
     def _gather(self, x: Tensor, attn_mask: Tensor | None, key_padding_mask: Tensor | None) -> Tensor:
         hinted = self.causal and attn_mask is None
@@ -298,8 +296,7 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         return gathered
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        activation = _FUNCTIONS.get(self.activation, (None, self.activation))[1]
-        return self.linear2(self.dropout(activation(self.linear1(x))))
+        return feed_forward(x, self.linear1, self.activation, self.dropout, self.linear2)
 
     def _ff_block(self, x: Tensor) -> Tensor:
         return self.dropout2(self._feed_forward(x))
@@ -312,22 +309,6 @@ def _changed(layer: TransformerEncoderLayer) -> bool:
         getattr(layer._sa_block, "__func__", None) is not own._sa_block
         or getattr(layer._ff_block, "__func__", None) is not own._ff_block
     )
-
-
-def _layer_sizes(layer: TransformerEncoderLayer, src: Tensor, *others: Any, **keywords: Any) -> dict[str, Any]:
-    """The sizes of the parts, and of the activation, which is a function here and no part of the module."""
-    found = sizes(layer, src, *others, **keywords)
-    if layer.activation in _FUNCTIONS:
-        first = next(place for place, (name, _) in enumerate(found["parts"]) if name == "linear")
-        hidden = found["parts"][first][1]
-        activation = {
-            "elements": hidden["rows"] * hidden["out_features"],
-            "itemsize": src.element_size(),
-            "input_gradient": found["input_gradient"] or found["parameter_gradient"],
-        }
-        name = _FUNCTIONS[layer.activation][0]
-        found["parts"] = (*found["parts"][: first + 1], (name, activation), *found["parts"][first + 1 :])
-    return found
 
 
 def _masked(*ignored: list[bool]) -> Made:
@@ -448,7 +429,7 @@ SPECS = (
         replaces=None,
         purpose="gathers from other tokens, then thinks about it",
         complexity="time O(B T D (T + D)), saved O(B T D)",
-        operators=("attention", "linear", "residual_dropout_layer_norm"),
+        operators=("attention", "linear", "feed_forward", "residual_dropout_layer_norm"),
         sizes=sizes,
         cost=partial(sum_of_parts, 2),
         cases=BLOCK_CASES,
@@ -460,7 +441,7 @@ SPECS = (
         replaces=torch.nn.TransformerEncoderLayer,
         purpose="torch.nn's transformer block",
         complexity="time O(B T D (T + D + F)), saved O(B T (D + F))",
-        operators=("attention", "linear", "residual_dropout_layer_norm"),
+        operators=("attention", "linear", "feed_forward", "residual_dropout_layer_norm"),
         sizes=_layer_sizes,
         cost=partial(sum_of_parts, 2),
         cases=LAYER_CASES,

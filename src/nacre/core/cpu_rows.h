@@ -11,10 +11,10 @@
 namespace nacre {
 
 // Reads the tensor's own memory where the values of a row lie one after the other, else that of a contiguous copy.
-class Rows {
+class RowReader {
  public:
   // length: values of a row, the product of the last dimensions; of a contiguous tensor any number.
-  Rows(const Tensor& tensor, ScalarType dtype, int64_t length)
+  RowReader(const Tensor& tensor, ScalarType dtype, int64_t length)
       : tensor_(of_rows(tensor, length) ? tensor : contiguous_as(tensor, dtype)), length_(length) {
     STD_TORCH_CHECK(tensor_.is_cpu(), "a CPU kernel takes tensors on the CPU");
     STD_TORCH_CHECK(tensor_.scalar_type() == dtype, "this kernel takes tensors of one dtype");

@@ -32,7 +32,7 @@ Tensor masked_values(const Tensor& residual, const Tensor& branch, const std::op
   const bool in_pieces = branch.is_contiguous() && residual.is_contiguous();
   const int64_t count = branch.numel(), length = in_pieces ? piece : branch.size(branch.dim() - 1);
   const int64_t rows = (count + length - 1) / length;
-  const Rows residual_rows(residual, dtype, length), branch_rows(branch, dtype, length);
+  const RowReader residual_rows(residual, dtype, length), branch_rows(branch, dtype, length);
   const Tensor result = new_tensor(sizes_of(branch), dtype);
   with_type(dtype, [&](auto type) {
     using T = decltype(type);

@@ -92,7 +92,7 @@ std::tuple<Tensor, Tensor> residual_values(const Tensor& residual, const Tensor&
                                            double eps) {
   const ScalarType dtype = residual.scalar_type(), computed = accumulator_dtype(dtype);
   const int64_t features = shape.features;
-  const Rows residual_rows(residual, dtype, features), branch_rows(branch, dtype, features);
+  const RowReader residual_rows(residual, dtype, features), branch_rows(branch, dtype, features);
   const auto w = parameter(weight, computed, features), b = parameter(bias, computed, features);
   const Tensor output = new_tensor(shape.sizes, dtype), sum = new_tensor(shape.sizes, dtype);
 
