@@ -68,7 +68,7 @@ CAPABILITIES := default avx2 best
 SANITIZED_LIBRARIES := all
 SANITIZED_TESTS := tests/test_native.py tests/test_memory.py tests/test_cpu_math.py tests/test_contract.py \
     $(addprefix tests/layers/test_,$(addsuffix .py,layer_norm activation_kernel dropout softmax embedding \
-    cross_entropy_kernel linear_kernel conv2d_kernel))
+    cross_entropy_kernel linear_kernel conv2d_kernel attention_kernel))
 
 sanitize: .venv/.packages
 	$(CMAKE) -B build/sanitize -DNACRE_SANITIZE=ON

@@ -442,7 +442,7 @@ SPECS = (
         purpose="torch.nn's transformer block",
         complexity="time O(B T D (T + D + F)), saved O(B T (D + F))",
         operators=("attention", "linear", "feed_forward", "residual_dropout_layer_norm"),
-        sizes=_layer_sizes,
+        sizes=sizes,
         cost=partial(sum_of_parts, 2),
         cases=LAYER_CASES,
         letters=Letters(_layer_names, _layer_inputs, _AT_MOST, meanings=_MEANINGS),

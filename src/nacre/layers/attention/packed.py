@@ -4,6 +4,8 @@ The projection of self-attention is such a tensor, packed (L, N, 3 H E). Its gra
 projection, so that neither direction copies what the products before and after it make.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,7 @@ from nacre.layers.attention.layout import merge_heads, split_heads
 
 
 def forward(
-    query: Tensor, key: Tensor | None, value: Tensor | None, mask: Tensor | None, *settings
+    query: Tensor, key: Tensor | None, value: Tensor | None, mask: Tensor | None, *settings: Any
 ) -> tuple[tuple[Tensor, Tensor], tuple]:
     packed_heads = settings[-1]
     if key is not None and value is not None:
@@ -35,9 +37,10 @@ def backward(grads: tuple[Tensor | None, Tensor | None], saved: tuple, needs: li
     return packed_as(query, parts) if needs[0] else None, None, None, dm, dkm
 
 
-def unpacked(packed: Tensor, num_heads: int) -> tuple[Tensor, ...]:
+def unpacked(packed: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """(L, N, 3 H E) to three views (N, H, L, E)."""
-    return tuple(split_heads(part, num_heads) for part in packed.chunk(3, -1))
+    query, key, value = packed.chunk(3, -1)
+    return split_heads(query, num_heads), split_heads(key, num_heads), split_heads(value, num_heads)
 
 
 def packed_as(packed: Tensor, parts: list[Tensor]) -> Tensor:

@@ -84,7 +84,8 @@ def scaled_dot_product_attention(
     Numerics:
         float16 and bfloat16 are computed in float32 and rounded once. The largest score of a row is subtracted before
         the exponential. A query whose every key is masked gets 0. The weights are never kept for the backward, which
-        computes them again from two numbers a query, and the mask of the dropout again from one seed.
+        computes them again from two numbers a query, and the mask of the dropout again from one seed. Only
+        the gradient of a mask, where it is asked for, takes a matrix of the scores' size for the time of the backward.
 
     Raises:
         RuntimeError: shapes, dtypes or devices do not match; dropout_p is not a probability; is_causal with an
