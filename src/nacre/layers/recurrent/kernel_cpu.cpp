@@ -35,8 +35,8 @@ auto lstm_backward(const std::optional<Tensor>& grad_output, const std::optional
   STD_TORCH_CHECK(needs.size() == 8, "lstm: eight gradients are asked for or not");
   const Steps steps(input, batch_sizes, h0, reverse);
   return with_recurrence_type(input, [&](auto type) {
-    return lstm::backward<decltype(type)>(grad_output, grad_h, grad_c, input, steps, h0, c0, weight_ih, weight_hh, gates,
-                                          cells, needs);
+    return lstm::backward<decltype(type)>(grad_output, grad_h, grad_c, input, steps, h0, c0, weight_ih, weight_hh,
+                                          gates, cells, needs);
   });
 }
 

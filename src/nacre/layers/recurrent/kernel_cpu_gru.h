@@ -6,7 +6,7 @@
 #include <tuple>
 
 #include "nacre/core/cpu_math.h"
-#include "nacre/layers/recurrent/kernel_cpu.h"
+#include "nacre/layers/recurrent/kernel_cpu_walk.h"
 
 namespace nacre::gru {
 
@@ -88,7 +88,8 @@ struct Backward {
       const int64_t row = steps.begins[t] + b;
       const A* state = b < rows_before ? states.row(before, b) : h0 + b * hidden;
       const A* grad = grad_output.given() ? grad_output.row(t, b) : nullptr;
-      differentiate_row(gates.row(t, b), state, grad, grad_sums + row * distance, h_before + row * hidden, dh + b * hidden);
+      differentiate_row(gates.row(t, b), state, grad, grad_sums + row * distance,
+                        h_before + row * hidden, dh + b * hidden);
     }
   }
 
@@ -128,7 +129,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& input, const St
   const Weights<A> hh_gates(recurrent, hidden, 2 * hidden), hh_new(recurrent.at(0, 2 * hidden), hidden, hidden);
 
   const Tensor h = copied<A>(h0, {steps.batch, hidden});
-  const Tensor output = new_tensor(steps.shape(hidden), dtype_of<A>), states = new_tensor(steps.shape(hidden), dtype_of<A>);
+  const Tensor output = new_tensor(steps.shape(hidden), dtype_of<A>);
+  const Tensor states = new_tensor(steps.shape(hidden), dtype_of<A>);
   const Tensor gates = new_tensor(steps.shape(4 * hidden), dtype_of<A>);
   const Forward<A> cell{steps, hidden, StepRows<A>(steps, input, features), ih, hh_gates, hh_new, values<A>(b_ih),
                         values<A>(b_hh), data<A>(gates), data<A>(states), data<A>(output), data<A>(h)};
@@ -189,7 +191,8 @@ Gradients backward(const std::optional<Tensor>& grad_output, const std::optional
   A* state_sums = needs[5] ? data<A>(grad_b_hh) : nullptr;
   if (needs[3]) {
     grad_hh = new_tensor({sums, hidden}, dtype_of<A>);
-    multiply_whole(db.transposed(), Matrix<A>{h_before.get(), hidden, 1}, sums, hidden, rows, data<A>(grad_hh), state_sums);
+    multiply_whole(db.transposed(), Matrix<A>{h_before.get(), hidden, 1}, sums, hidden, rows, data<A>(grad_hh),
+                   state_sums);
   } else if (needs[5]) {
     sum_rows(db.transposed(), sums, rows, state_sums);
   }

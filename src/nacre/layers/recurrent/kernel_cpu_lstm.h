@@ -6,7 +6,7 @@
 #include <tuple>
 
 #include "nacre/core/cpu_math.h"
-#include "nacre/layers/recurrent/kernel_cpu.h"
+#include "nacre/layers/recurrent/kernel_cpu_walk.h"
 
 namespace nacre::lstm {
 
@@ -28,14 +28,15 @@ struct Forward {
   }
 
   void add_states(int64_t t, int64_t b, int64_t b_end, int64_t panel, int64_t panel_end) const {
-    hh.multiply({h + b * hidden, hidden, 1}, b_end - b, panel, panel_end, true, gates + (steps.begins[t] + b) * 4 * hidden,
-                4 * hidden);
+    hh.multiply({h + b * hidden, hidden, 1}, b_end - b, panel, panel_end, true,
+                gates + (steps.begins[t] + b) * 4 * hidden, 4 * hidden);
   }
 
   void activate(int64_t t, int64_t b, int64_t b_end) const {
     for (; b < b_end; ++b) {
       const int64_t row = steps.begins[t] + b;
-      activate_row(gates + row * 4 * hidden, cells + row * hidden, output + row * hidden, h + b * hidden, c + b * hidden);
+      activate_row(gates + row * 4 * hidden, cells + row * hidden, output + row * hidden, h + b * hidden,
+                   c + b * hidden);
     }
   }
 
