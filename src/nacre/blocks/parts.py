@@ -91,7 +91,7 @@ def _fed_forward(found: list[Layer]) -> list[Layer]:
         run = found[: inner + 1]
         known = names[0] == "linear" and names[inner : inner + 1] == ["linear"] and names[1] in ACTIVATIONS
         if len(run) > inner and known and all(joins for _, _, joins in run) and run[0][1]["itemsize"] >= 4:
-            together.append(("feed_forward", {"layers": tuple((name, own) for name, own, _ in run)}, False))
+            together.append(("feed_forward", {"parts": tuple((name, own) for name, own, _ in run)}, False))
             found = found[inner + 1 :]
         else:
             together.append(found[0])
@@ -99,17 +99,17 @@ def _fed_forward(found: list[Layer]) -> list[Layer]:
     return together
 
 
-def _feed_forward_cost(layers: tuple[Part, ...]) -> Cost:
+def _feed_forward_cost(parts: tuple[Part, ...]) -> Cost:
     """The sum of the layers, but for what they would hand on through memory.
 
     The hidden features are written, kept and read once more. What follows from them until the second map is made anew
     in the backward, in the caches, with the random words that its gradient needs as well.
     """
-    first, activation, *dropped, second = (LAYERS[name].cost(**own) for name, own in layers)
-    (_, one), (_, inner), *_, (_, two) = layers
+    first, activation, *dropped, second = (LAYERS[name].cost(**own) for name, own in parts)
+    (_, one), (_, inner), *_, (_, two) = parts
     values = inner["elements"] * one["itemsize"]
     recorded = max(one[f"{kind}_gradient"] for kind in ("input", "weight", "bias"))
-    drops = len(layers) == 4 and layers[2][1]["active"]
+    drops = int(len(parts) == 4 and parts[2][1]["active"])
     saved = max(recorded, two["weight_gradient"], two["bias_gradient"])
     again = activation.elementwise_flops + 2 * inner["elements"] * drops
     return sum((*dropped, activation, second), first) + Cost(
@@ -183,7 +183,7 @@ def letters_of(sizes: Mapping[str, Any], rows: str, width: Callable[[int], str])
         rows: letters for the number of rows of features, ``"B T"`` for tokens.
         width: letters for a number of features.
     """
-    count = max(next(own["rows"] for _, own in sizes["parts"] if "rows" in own), 1)
+    count = max(_rows_of(sizes["parts"]), 1)
 
     def name(size: str, value: Any) -> str | None:
         if size == "rows":
@@ -194,11 +194,21 @@ def letters_of(sizes: Mapping[str, Any], rows: str, width: Callable[[int], str])
             return width(value)
         return "M" if size == "mask_bytes" and value else _SHARED.get(size)
 
-    parts = []
-    for _, own in sizes["parts"]:
-        named = {size: name(size, value) for size, value in own.items()}
-        parts.append({size: letters for size, letters in named.items() if letters is not None})
-    return {"parts": tuple(parts), "elements": name("elements", sizes["elements"])}
+    def letters(own: Mapping[str, Any]) -> dict[str, Any]:
+        named: dict[str, Any] = {size: name(size, value) for size, value in own.items() if size != "parts"}
+        if "parts" in own:
+            named["parts"] = tuple(letters(inner) for _, inner in own["parts"])
+        return {size: given for size, given in named.items() if given is not None}
+
+    return {"parts": letters(sizes)["parts"], "elements": name("elements", sizes["elements"])}
+
+
+def _rows_of(parts: tuple[Part, ...]) -> int:
+    """How many rows of features the first part that counts them has."""
+    for _, own in parts:
+        if rows := own.get("rows") or _rows_of(own.get("parts", ())):
+            return rows
+    return 0
 
 
 def sum_of_parts(
