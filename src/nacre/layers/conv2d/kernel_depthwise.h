@@ -138,7 +138,8 @@ void backward_planes(const Shape& shape, const Gradients<A>& at) {
           })[0];
       }
       if (at.grad_x)
-        gradient(g.get(), at.w + plane % shape.channels * m * taps, scratch.get(), at.grad_x + plane * shape.input_plane());
+        gradient(g.get(), at.w + plane % shape.channels * m * taps, scratch.get(),
+                 at.grad_x + plane * shape.input_plane());
     }
   });
   if (at.grad_w) add_blocks(weight_parts.get(), at.grad_w, shape.samples, shape.kernels * taps);
