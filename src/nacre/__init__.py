@@ -21,6 +21,7 @@ from nacre.layers.linear import Linear
 from nacre.layers.recurrent import GRU, LSTM
 from nacre.layers.softmax import LogSoftmax, Softmax
 from nacre.tools.convert import ConversionReport, convert
+from nacre.tools.cost import CostError, CostReport, cost
 from nacre.tools.explain import Explanation, explain
 from nacre.tools.gradcheck import GradientError, GradientReport, GradientResult, gradcheck
 
@@ -31,6 +32,9 @@ __all__ = [
     "Conv2d",
     "ConversionReport",
     "convert",
+    "cost",
+    "CostError",
+    "CostReport",
     "CrossEntropyLoss",
     "Dropout",
     "Embedding",

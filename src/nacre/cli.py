@@ -9,6 +9,7 @@ from nacre import __version__, threads
 from nacre.applications import command as train_command
 from nacre.tools.bench import command as bench_command
 from nacre.tools.convert import convert
+from nacre.tools.cost import command as cost_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,6 +53,10 @@ def _parser() -> argparse.ArgumentParser:
     bench_command.add_arguments(bench)
     bench.set_defaults(function=_bench)
 
+    cost = commands.add_parser("cost", help="the bill of any model: parameters, FLOPs, memory, time, module by module")
+    cost_command.add_arguments(cost)
+    cost.set_defaults(function=_cost)
+
     demo = commands.add_parser("demo", help="check every layer, train a GPT with torch.nn and with nacre, compare")
     demo.add_argument("--data", type=Path, metavar="FILE", help="text to learn (default: Python's standard library)")
     demo.add_argument("--out", type=Path, metavar="FILE", default=Path("nacre_demo.html"), help="the page to write")
@@ -83,6 +88,10 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _bench(arguments: argparse.Namespace) -> int:
     return bench_command.run(arguments)
+
+
+def _cost(arguments: argparse.Namespace) -> int:
+    return cost_command.run(arguments)
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -389,6 +389,20 @@ LAYER_CASES = (
     Case("no sequence", _FIRST, (Normal((0, 3, 4)),)),
     Case("frozen input", _FIRST, (Normal((2, 3, 4), gradient=False),)),
     Case(
+        "BERT",
+        {"d_model": 768, "nhead": 12, "dim_feedforward": 3072, "batch_first": True},
+        (Normal((8, 128, 768)),),
+        random=True,
+        bench=True,
+    ),
+    Case(
+        "characters",
+        {"d_model": 128, "nhead": 4, "dim_feedforward": 512, "batch_first": True},
+        (Normal((12, 64, 128)),),
+        random=True,
+        bench=True,
+    ),
+    Case(
         "original transformer",
         {"d_model": 512, "nhead": 8, "batch_first": True},
         (Normal((4, 512, 512)),),

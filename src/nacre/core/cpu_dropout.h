@@ -4,6 +4,7 @@
 #include "nacre/core/cpu_primitives.h"
 #include "nacre/core/cpu_random.h"
 
+#include <array>
 #include <cstring>
 #include <optional>
 
@@ -30,32 +31,46 @@ class DropoutFactors {
   void over_row(int64_t position, int64_t count, Body body) const {
     if (!mask_)
       return nacre::over_row<A>(count, [&](int64_t i, auto which) { body(i, which, Vector<A>{} + A(1)); });
-    int32_t masks[group_size + lanes<float>] = {};
+    const KeepMask mask = *mask_;  // copies, which no store of the body can change
+    const Vector<A> kept = kept_;
     int64_t skipped = position % 4;  // masks begin at multiples of 4
-    for (int64_t begin = 0; begin < count;) {
-      const auto group = mask_->template from<group_vectors>(position + begin - skipped);
-      std::memcpy(masks, &group, sizeof group);
+    for (int64_t begin = 0; begin < count; skipped = 0) {
+      const Group masks = mask.template from<group_vectors>(position + begin - skipped);
       const int64_t here = std::min(group_size - skipped, count - begin);
-      nacre::over_row<A>(here, [&](int64_t i, auto which) {
-        body(begin + i, which, at(masks + skipped + i) ? kept_ : Vector<A>{});
-      });
+      if (here == group_size)
+        for (int64_t i = 0; i < group_size; i += lanes<A>) body(begin + i, Whole{}, at(masks, i) ? kept : Vector<A>{});
+      else
+        over_part(masks, skipped, here, [&](int64_t i, auto which, auto keeps) {
+          body(begin + i, which, keeps ? kept : Vector<A>{});
+        });
       begin += here;
-      skipped = 0;
     }
   }
 
  private:
   static constexpr size_t group_vectors = 4;
   static constexpr int64_t group_size = group_vectors * lanes<float>;
+  using Group = std::array<Vector<int32_t>, group_vectors>;
 
-  // The masks of a vector of A.
-  static auto at(const int32_t* masks) {
+  // The masks of the vector of A that begins with element i of a group.
+  static auto at(const Group& masks, int64_t i) {
+    if constexpr (sizeof(A) == sizeof(int32_t)) return masks[i / lanes<A>];
+    else return widened(reinterpret_cast<const int32_t*>(&masks) + i);
+  }
+
+  static auto widened(const int32_t* masks) {
     typename VectorOf<int32_t, lanes<A> * static_cast<int64_t>(sizeof(int32_t))>::type narrow;
     std::memcpy(&narrow, masks, sizeof narrow);
-    if constexpr (sizeof(A) == sizeof(int32_t))
-      return narrow;
-    else
-      return __builtin_convertvector(narrow, Vector<int64_t>);
+    if constexpr (sizeof(A) == sizeof(int32_t)) return narrow;
+    else return __builtin_convertvector(narrow, Vector<int64_t>);
+  }
+
+  // Calls body(i, lanes, masks) for `count` elements of a group, whose first ones are skipped.
+  template <class Body>
+  static void over_part(const Group& group, int64_t skipped, int64_t count, Body body) {
+    int32_t masks[group_size + lanes<float>] = {};
+    std::memcpy(masks, &group, sizeof group);
+    nacre::over_row<A>(count, [&](int64_t i, auto which) { body(i, which, widened(masks + skipped + i)); });
   }
 
   std::optional<KeepMask> mask_;

@@ -59,18 +59,19 @@ void pack_panels(Matrix<T> matrix, int64_t depth, int64_t columns, int64_t from,
   }
 }
 
-// Sums of a packed tile's rows: of short runs first, since rounding errors grow with the length of a plain sum.
+// Sums of a packed tile's rows: of short runs first, since rounding errors grow with the length of a plain sum. A run is
+// as many steps as fill tile_rows vectors, so that a lane of a vector has values of one row alone.
 template <class A>
 void add_rows(const A* tile, int64_t depth, int64_t rows, bool add, A* sums) {
-  constexpr int64_t run = 16;
-  A totals[tile_rows] = {};
-  for (int64_t begin = 0; begin < depth; begin += run) {
-    A run_sums[tile_rows] = {};
-    for (int64_t k = begin; k < std::min(begin + run, depth); ++k)
-      for (int64_t r = 0; r < tile_rows; ++r) run_sums[r] += tile[k * tile_rows + r];
-    for (int64_t r = 0; r < tile_rows; ++r) totals[r] += run_sums[r];
-  }
-  for (int64_t r = 0; r < rows; ++r) sums[r] = add ? sums[r] + totals[r] : totals[r];
+  Vector<A> totals[tile_rows] = {};
+  int64_t k = 0;
+  for (; k + lanes<A> <= depth; k += lanes<A>)
+    for (int64_t v = 0; v < tile_rows; ++v) totals[v] += load(tile + k * tile_rows + v * lanes<A>, Whole{});
+  A row_sums[tile_rows] = {};
+  for (int64_t i = 0; i < tile_rows * lanes<A>; ++i) row_sums[i % tile_rows] += totals[i / lanes<A>][i % lanes<A>];
+  for (; k < depth; ++k)
+    for (int64_t r = 0; r < tile_rows; ++r) row_sums[r] += tile[k * tile_rows + r];
+  for (int64_t r = 0; r < rows; ++r) sums[r] = add ? sums[r] + row_sums[r] : row_sums[r];
 }
 
 template <class A>
@@ -80,7 +81,10 @@ void pack_tiles(Matrix<A> matrix, int64_t rows, int64_t depth, A* packed, A* row
     int64_t k = 0;
     // where rows lie side by side a whole vector is copied at a time; the next one overwrites what is too much of it
     if (matrix.row_stride == 1 && lanes<A> >= tile_rows && m + lanes<A> <= rows)
-      for (; k < depth; ++k) store(packed + k * tile_rows, load(matrix.at(m, k).values, Whole{}), Whole{});
+      for (; k < depth; ++k) {
+        __builtin_prefetch(matrix.at(m, k + 16).values);
+        store(packed + k * tile_rows, load(matrix.at(m, k).values, Whole{}), Whole{});
+      }
     for (; k < depth; ++k)
       for (int64_t r = 0; r < tile_rows; ++r) packed[k * tile_rows + r] = r < size ? *matrix.at(m + r, k).values : A(0);
     if (row_sums) add_rows(packed, depth, size, add, row_sums + m);

@@ -1,4 +1,4 @@
-"""Attention: to be read in the order formula.py, cost.py, scaled_dot_product.py, multi_head.py, layer.py, cases.py."""
+"""Attention: to be read in the order formula.py, packed.py, cost.py, scaled_dot_product.py, multi_head.py, layer.py."""
 
 import torch
 

@@ -126,6 +126,12 @@ CASES = (
         bench=True,
     ),
     Case(
+        "image tokens with weights",
+        {"embed_dim": 768, "num_heads": 12, "batch_first": True},
+        (Normal((8, 197, 768)), *SELF),
+        bench=True,
+    ),
+    Case(
         "image tokens, dropout",
         {"embed_dim": 768, "num_heads": 12, "batch_first": True, "dropout": 0.1},
         (Normal((8, 197, 768)), *SELF),

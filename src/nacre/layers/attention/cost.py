@@ -102,16 +102,14 @@ def cost(
     saves none of it: the whole L x T counts, as in papers.
     Forward, an element: the bias (1 for each value of Q, K, V and the output, with bias), the scale (1 for each value
     of Q); each of the N H L T scores: one for each mask, its part in the row's maximum, subtract, exponential, sum,
-    divide (5), the dropout (1), its part in the mean over heads (1, with averaged weights); each of the N H L rows:
-    logarithm and addition for the log-sum-exp (2).
+    divide (5), the dropout (1), its part in the mean over heads (1, with averaged weights).
     Backward, FLOPs: a projection has one product for its weight and one for its input, each as large as forward;
     attention computes the scores again, and has one product each for dV, dW, dQ and dK: five in all, of 2 N L T E each.
     Backward, an element: the bias's sum and the scale as forward, the scale of dQ and dK; each score: the masks,
-    subtract and exponential (2), the dropout of P and of dW, its part in r (3), subtract r and multiply by P (2), the
-    sum of each mask's gradient; each row: the division of r; with weights, the gradient of their mean and its addition
-    to dW.
-    Kept: the inputs; Q, K, V and the heads' outputs, which are the input of the last projection; one log-sum-exp a row;
-    the masks as the op takes them; the seed of the dropout.
+    subtract, exponential and divide (3), the dropout of P and of dW, its part in r (2), subtract r and multiply by P
+    (2), the sum of each mask's gradient; with weights, the gradient of their mean and its addition to dW.
+    Kept: the inputs; Q, K, V and the heads' outputs, which are the input of the last projection; a maximum and a sum a
+    row; the masks as the op takes them; the seed of the dropout.
     """
     kdim = embed_dim if kdim is None else kdim
     vdim = embed_dim if vdim is None else vdim
@@ -137,7 +135,7 @@ def cost(
     kept = (
         dq * q + dk * other_keys + dv * other_values + attends * (q + 2 * kv) + _either(attends, out_gradient) * heads
     )
-    saved = itemsize * kept + attends * (rows * statistics_itemsize + mask_bytes + 8 * dropout)
+    saved = itemsize * kept + attends * (2 * rows * statistics_itemsize + mask_bytes + 8 * dropout)
     return Cost(
         parameters=own_in + own_out,
         flops=2 * (project_q + project_k + project_v + project_out + 2 * product),
@@ -149,13 +147,10 @@ def cost(
             + project_out * (out_gradient + attends)
             + product * (attends + dq + dk + dv + ds)
         ),
-        elementwise_flops=bias * (q + k + v + heads)
-        + q
-        + scores * (masked + 5 + dropout + need_weights * average)
-        + 2 * rows,
+        elementwise_flops=bias * (q + k + v + heads) + q + scores * (masked + 5 + dropout + need_weights * average),
         backward_elementwise_flops=bias * (in_gradient * (q + k + v) + out_gradient * heads)
-        + attends * (q + scores * (masked + 2 + dropout))
-        + ds * (scores * (dropout + 5 + need_weights * (1 + average)) + rows)
+        + attends * (q + scores * (masked + 3 + dropout))
+        + ds * scores * (dropout + 4 + need_weights * (1 + average))
         + dq * q
         + dk * kv
         + scores * (attn_mask_gradient + padding_mask_gradient),

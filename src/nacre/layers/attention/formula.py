@@ -3,7 +3,7 @@
 Forward, for the queries Q (L, E), keys K (S, E) and values V (S, E_v) of a head, and a scale c:
 
     A = c Q K' + M             M is the sum of the masks that are numbers; A = -inf where another mask says no
-    l_i = log sum_j exp A_ij   P_ij = exp(A_ij - l_i)
+    m_i = max_j A_ij           t_i = sum_j exp(A_ij - m_i)          P_ij = exp(A_ij - m_i) / t_i
     W = D o P                  dropout: D_ij is 0 with probability p, else 1 / (1 - p)
     O = W V
 
@@ -11,17 +11,17 @@ Backward, with G = dL/dO and, where the weights are a result too, H = dL/dW:
 
     dV = W' G          dW = G V' + H          dP = D o dW
 
-P is computed again from l, so that no matrix of L x S values is kept. With dP_ij / dA_ik = P_ij (delta_jk - P_ik):
+P is computed again from m and t, so that no matrix of L x S values is kept. The two stay apart: one number m + log t
+would be rounded to 1e-3 of P where scores are about 1e4. With dP_ij / dA_ik = P_ij (delta_jk - P_ik):
 
-    dA = P o (dP - r)          r_i = sum_j P_ij dP_ij / sum_j P_ij
+    dA = P o (dP - r)          r_i = sum_j P_ij dP_ij
     dQ = c dA K                dK = c dA' Q                dM = dA
 
-The sum of P is 1 up to the rounding of l; dividing by it keeps r a mean of dP, so that dP - r still cancels where a row
-attends to one key alone. (Without H, r_i is also sum_e G_ie O_ie: shorter, but as exact as O was rounded, and O would
-have to be kept.) What was repeated, along a dimension or for a group of query heads, sums the gradients of its copies.
+(Without H, r_i is also sum_e G_ie O_ie: shorter, but as exact as O was rounded, and O would have to be kept.) What was
+repeated, along a dimension or for a group of query heads, sums the gradients of its copies.
 
-A row whose every key is masked has no mean. Its output is 0, and a finite l gives P = exp(-inf) = 0 backward; where the
-weights are a result, weights and output are NaN, as 0 / 0 is.
+A row whose every key is masked has no mean. Its output is 0: with m = 0 and t = 1, P = exp(-inf) = 0. Where the weights
+are a result, weights and output are NaN, as 0 / 0 is.
 """
 
 import functools
@@ -47,29 +47,31 @@ def forward(
     need_weights: bool,
 ) -> tuple[tuple[Tensor, Tensor], tuple]:
     q, k, v = operands(query, key, value, enable_gqa)
-    probabilities, log_sum_exp = softmax(masked_scores(q, k, mask, key_mask, is_causal, scale), need_weights)
+    scores = masked_scores(q, k, mask, key_mask, is_causal, scale)
+    maximum, total = row_statistics(scores, need_weights)
+    probabilities = (scores - maximum).exp() / total
     weights = probabilities if seed is None else probabilities * dropout(seed, probabilities, dropout_p)
     output = ordered_as(query, (weights @ v).to(query.dtype))
     returned = weights.to(query.dtype) if need_weights else query.new_empty(0)
     settings = (seed, dropout_p, is_causal, scale, enable_gqa, need_weights)
-    return (output, returned), (query, key, value, mask, key_mask, *settings, log_sum_exp)
+    return (output, returned), (query, key, value, mask, key_mask, *settings, maximum, total)
 
 
 def backward(grads: tuple[Tensor | None, Tensor | None], saved: tuple, needs: list[bool]) -> tuple[Tensor | None, ...]:
-    query, key, value, mask, key_mask, seed, dropout_p, is_causal, scale, enable_gqa, _, log_sum_exp = saved
+    query, key, value, mask, key_mask, seed, dropout_p, is_causal, scale, enable_gqa, _, maximum, total = saved
     needs_query, needs_key, needs_value, needs_mask, needs_key_mask = needs
     q, k, v = operands(query, key, value, enable_gqa)
     g, h = (None if grad is None else grad.to(q.dtype) for grad in grads)
-    p = (masked_scores(q, k, mask, key_mask, is_causal, scale) - log_sum_exp).exp()
+    p = (masked_scores(q, k, mask, key_mask, is_causal, scale) - maximum).exp() / total
     d = None if seed is None else dropout(seed, p, dropout_p)
     w = p if d is None else p * d
     dq = dk = dv = dm = dkm = None
     if needs_value and g is not None:
-        dv = gathered(w.mT @ g, value, enable_gqa)
+        dv = ordered_as(value, gathered(w.mT @ g, value, enable_gqa))
     if needs_query or needs_key or needs_mask or needs_key_mask:
         da = score_gradient(g, h, p, d, v)
-        dq = gathered(da @ k * scale, query) if needs_query else None
-        dk = gathered(da.mT @ q * scale, key, enable_gqa) if needs_key else None
+        dq = ordered_as(query, gathered(da @ k * scale, query)) if needs_query else None
+        dk = ordered_as(key, gathered(da.mT @ q * scale, key, enable_gqa)) if needs_key else None
         dm = gathered(da, mask) if needs_mask else None
         dkm = gathered(da, key_mask) if needs_key_mask else None
     return dq, dk, dv, dm, dkm
@@ -80,8 +82,7 @@ def score_gradient(g: Tensor | None, h: Tensor | None, p: Tensor, d: Tensor | No
     from_output = None if g is None else (g @ v.mT).sum_to_size(p.shape)
     dw = functools.reduce(torch.add, (part for part in (from_output, h) if part is not None))
     dp = dw if d is None else dw * d
-    r = (p * dp).sum(-1, True) / p.sum(-1, True).clamp_min(0.5)  # an empty row has P = 0
-    return p * (dp - r)
+    return p * (dp - (p * dp).sum(-1, True))
 
 
 def masked_scores(
@@ -97,13 +98,14 @@ def masked_scores(
     return scores
 
 
-def softmax(scores: Tensor, need_weights: bool) -> tuple[Tensor, Tensor]:
-    """P and l."""
+def row_statistics(scores: Tensor, need_weights: bool) -> tuple[Tensor, Tensor]:
+    """m and t."""
+    maximum = scores.amax(-1, True) if scores.shape[-1] else scores.new_zeros((*scores.shape[:-1], 1))
     if need_weights:
-        return scores.softmax(-1), scores.logsumexp(-1, True)
-    empty = (scores == -torch.inf).all(-1, True)
-    scores = scores.masked_fill(empty, 0.0)  # a finite l, and no derivative that is 0 times infinity
-    return scores.softmax(-1).masked_fill(empty, 0.0), scores.logsumexp(-1, True)
+        return maximum, (scores - maximum).exp().sum(-1, True)
+    maximum = maximum.masked_fill(maximum == -torch.inf, 0.0)
+    total = (scores - maximum).exp().sum(-1, True)
+    return maximum, total.masked_fill(total == 0, 1.0)
 
 
 def dropout(seed: Tensor, like: Tensor, p: float) -> Tensor:

@@ -14,22 +14,27 @@ from nacre.layers.attention.multi_head_checks import check_attention_mask, check
 
 
 def masks_of_scores(
-    attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor, k: Tensor, own_keys: int, need_weights: bool
+    attn_mask: Tensor | None,
+    key_padding_mask: Tensor | None,
+    query: Tensor,
+    scores: tuple[int, int, int, int],
+    own_keys: int,
+    need_weights: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """What broadcasts to the scores (N, H, L, S) of queries q (N, H, L, E) with keys k (N, H, S, E).
+    """What broadcasts to the scores.
 
     Args:
         attn_mask: (L, S - own_keys) or (N H, L, S - own_keys).
         key_padding_mask: (N, S - own_keys).
-        q: the queries.
-        k: the keys.
+        query: projected, for its dtype and device.
+        scores: their sizes, N, H, L and S.
         own_keys: how many of the keys are the layer's own, at the end; no mask hides them.
         need_weights: whether the weights are returned, which torch computes in the query's dtype alone.
     """
-    batch, heads, queries, _ = q.shape
-    keys = k.shape[-2] - own_keys
-    check.same_device("attention", query=q, attn_mask=attn_mask, key_padding_mask=key_padding_mask)
-    check_mask_dtype(q, attn_mask, key_padding_mask, only=need_weights)
+    batch, heads, queries, keys = scores
+    keys -= own_keys
+    check.same_device("attention", query=query, attn_mask=attn_mask, key_padding_mask=key_padding_mask)
+    check_mask_dtype(query, attn_mask, key_padding_mask, only=need_weights)
     mask = key_mask = None
     if attn_mask is not None:
         check_attention_mask(attn_mask, batch, heads, queries, keys)

@@ -16,8 +16,8 @@ from nacre.layers.attention.multi_head_checks import (
     check_widths,
     in_projection,
 )
-from nacre.layers.attention.projection import project_heads
-from nacre.layers.attention.scaled_dot_product import attend
+from nacre.layers.attention.projection import project, project_heads
+from nacre.layers.attention.scaled_dot_product import attend, attend_to_itself
 
 
 def multi_head_attention_forward(
@@ -120,17 +120,25 @@ def multi_head_attention_forward(
     check.same_dtype("MultiheadAttention", query=query, key=key, value=value, weight=out_proj_weight)
     check.same_device("MultiheadAttention", query=query, key=key, value=value, weight=out_proj_weight)
 
-    q, k, v = project_heads(
-        query, key, value, num_heads, weight, in_proj_bias, bias_k, bias_v, static_k, static_v, add_zero_attn
-    )
-    check_operands(q, k, v)
+    length, batch = query.shape[:2]
     # the hint serves where the causal mask is all there is to know
     is_causal = is_causal and key_padding_mask is None and not need_weights
-    mask, key_mask = masks_of_scores(
-        None if is_causal else attn_mask, key_padding_mask, q, k, (bias_k is not None) + add_zero_attn, need_weights
-    )
-    output, weights = attend(q, k, v, mask, key_mask, dropout_p, is_causal, need_weights=need_weights)
-    output = call("linear", merge_heads(output), out_proj_weight, out_proj_bias)
+    masks = (None if is_causal else attn_mask, key_padding_mask)
+    alone = bias_k is bias_v is static_k is static_v is None and not add_zero_attn
+    if query is key is value and isinstance(weight, Tensor) and alone:
+        packed = project(query, weight, in_proj_bias)
+        seen = masks_of_scores(*masks, packed, (batch, num_heads, length, length), 0, need_weights)
+        output, weights = attend_to_itself(packed, num_heads, *seen, dropout_p, is_causal, need_weights)
+    else:
+        q, k, v = project_heads(
+            query, key, value, num_heads, weight, in_proj_bias, bias_k, bias_v, static_k, static_v, add_zero_attn
+        )
+        check_operands(q, k, v)
+        own_keys = (bias_k is not None) + add_zero_attn
+        seen = masks_of_scores(*masks, q, (batch, num_heads, length, k.shape[-2]), own_keys, need_weights)
+        output, weights = attend(q, k, v, *seen, dropout_p, is_causal, need_weights=need_weights)
+        output = merge_heads(output)
+    output = call("linear", output, out_proj_weight, out_proj_bias)
     output = output if batched else output.squeeze(1)
     if not need_weights:
         return output, None

@@ -11,6 +11,13 @@ from nacre.layers.attention.multi_head_checks import check_own_keys
 Three = tuple[Tensor, Tensor, Tensor]
 
 
+def project(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A projection of rows (L, N, E), which lie in memory as their projections will."""
+    if rows.stride(0) < rows.stride(1):
+        return call("linear", rows.transpose(0, 1), weight, bias).transpose(0, 1)
+    return call("linear", rows, weight, bias)
+
+
 def project_heads(
     query: Tensor,
     key: Tensor,
@@ -46,7 +53,7 @@ def project_heads(
         return split_heads(q, num_heads), split_heads(k, num_heads), split_heads(v, num_heads)
     q_bias, k_bias, v_bias = (None, None, None) if bias is None else bias.split(width)
     q_weight, k_weight, v_weight = weight.split(width) if isinstance(weight, Tensor) else weight
-    q = split_heads(call("linear", query, q_weight, q_bias), num_heads)
+    q = split_heads(project(query, q_weight, q_bias), num_heads)
     k = _own_and_projected(key, k_weight, k_bias, bias_k, static_k, num_heads)
     v = _own_and_projected(value, v_weight, v_bias, bias_v, static_v, num_heads)
     return (q, pad(k, (0, 0, 0, 1)), pad(v, (0, 0, 0, 1))) if add_zero_attn else (q, k, v)
@@ -55,14 +62,11 @@ def project_heads(
 def _project_together(query: Tensor, key: Tensor, value: Tensor, weight: Tensor, bias: Tensor | None) -> Three:
     """One product for all that is projected from the same tensor; the results are views of it."""
     width = query.shape[-1]
-    if query is key and key is value:
-        return call("linear", query, weight, bias).split(width, -1)
     sizes = [width, 2 * width] if key is value else [width, width, width]
     inputs = (query, key) if key is value else (query, key, value)
     biases = [None] * len(sizes) if bias is None else bias.split(sizes)
     projected = [
-        call("linear", input, weight, bias)
-        for input, weight, bias in zip(inputs, weight.split(sizes), biases, strict=True)
+        project(input, weight, bias) for input, weight, bias in zip(inputs, weight.split(sizes), biases, strict=True)
     ]
     return tuple(rows for part in projected for rows in part.split(width, -1))
 
@@ -73,7 +77,7 @@ def _own_and_projected(
     """Keys, or values: what is static, or projected from the input with what the layer has of its own after it."""
     if static is not None:
         return static.unflatten(0, (static.shape[0] // num_heads, num_heads))
-    projected = call("linear", input, weight, bias)
+    projected = project(input, weight, bias)
     if own is not None:
         projected = torch.cat([projected, own.expand(1, projected.shape[1], -1)])
     return split_heads(projected, num_heads)

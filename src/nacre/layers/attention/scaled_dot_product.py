@@ -1,27 +1,52 @@
 """The op ``attention``, and scaled_dot_product_attention."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from nacre.core.choice import torch_instead, unserved
+from nacre.core.choice import cpp_kernel, torch_instead, unserved
 from nacre.core.op import Op
 from nacre.core.random import new_seed
-from nacre.layers.attention import formula
+from nacre.layers.attention import packed
 from nacre.layers.attention.checks import check_attention
 
+
+def _same_batch(query: Tensor, key: Tensor | None, value: Tensor | None, *settings: Any) -> bool:
+    if key is None or value is None:
+        return True
+    if key.shape[:-2] != value.shape[:-2]:
+        return False
+    enable_gqa = settings[6]
+    return query.shape[:-3] == key.shape[:-3] if enable_gqa else query.shape[:-2] == key.shape[:-2]
+
+
 _op = Op(
-    "attention(Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor? key_mask, Tensor? seed, float dropout_p,"
-    " bool is_causal, float scale, bool enable_gqa, bool need_weights)"
-    " -> (Tensor output, Tensor weights, Tensor log_sum_exp)",
-    forward=formula.forward,
-    backward=formula.backward,
+    "attention(Tensor query, Tensor? key, Tensor? value, Tensor? mask, Tensor? key_mask, Tensor? seed, float dropout_p,"
+    " bool is_causal, float scale, bool enable_gqa, bool need_weights, int packed_heads)"
+    " -> (Tensor output, Tensor weights, Tensor row_maximum, Tensor row_sum)",
+    forward=packed.forward,
+    backward=packed.backward,
     saved=(
         *("query", "key", "value", "mask", "key_mask", "seed", "dropout_p", "is_causal", "scale", "enable_gqa"),
-        *("need_weights", "log_sum_exp"),
+        *("need_weights", "packed_heads", "row_maximum", "row_sum"),
     ),
     gradients=("query", "key", "value", "mask", "key_mask"),
     outputs=2,
     autocast={"cpu": "lower", "cuda": "lower", "xpu": "lower", "mps": "lower"},
+    kernels=[
+        cpp_kernel(
+            {
+                "queries, keys and values of the same leading dimensions, but for grouped heads": _same_batch,
+                "at least one query, key and feature": lambda query, key, value, *_: all(
+                    item is None or item.numel() > 0 for item in (query, key, value)
+                ),
+                "masks of bool, float32 or the query's dtype": lambda query, key, value, mask, key_mask, *_: all(
+                    item is None or item.dtype in (torch.bool, torch.float32, query.dtype) for item in (mask, key_mask)
+                ),
+            }
+        )
+    ],
 )
 
 
@@ -59,7 +84,7 @@ def scaled_dot_product_attention(
     Numerics:
         float16 and bfloat16 are computed in float32 and rounded once. The largest score of a row is subtracted before
         the exponential. A query whose every key is masked gets 0. The weights are never kept for the backward, which
-        computes them again from one number a query, and the mask of the dropout again from one seed.
+        computes them again from two numbers a query, and the mask of the dropout again from one seed.
 
     Raises:
         RuntimeError: shapes, dtypes or devices do not match; dropout_p is not a probability; is_causal with an
@@ -67,7 +92,7 @@ def scaled_dot_product_attention(
         IndexError: enable_gqa without a dimension of heads.
 
     Cost:
-        2 L S (E + E_v) FLOPs a head, also where it is causal, and 2 L S (3 E + 2 E_v) backward; the inputs and L
+        2 L S (E + E_v) FLOPs a head, also where it is causal, and 2 L S (3 E + 2 E_v) backward; the inputs and 2 L
         numbers a head kept for the backward.
 
     Paper:
@@ -113,7 +138,22 @@ def attend(
     seed = new_seed(query.device) if dropout_p > 0 else None
     if scale is None:
         scale = max(query.shape[-1], 1) ** -0.5  # of no features every score is 0, whatever their scale
-    return _op(query, key, value, mask, key_mask, seed, dropout_p, is_causal, scale, enable_gqa, need_weights)
+    return _op(query, key, value, mask, key_mask, seed, dropout_p, is_causal, scale, enable_gqa, need_weights, 0)
+
+
+def attend_to_itself(
+    packed: Tensor,
+    num_heads: int,
+    mask: Tensor | None,
+    key_mask: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    need_weights: bool,
+) -> tuple[Tensor, Tensor]:
+    """The same of queries, keys and values packed into one tensor (L, N, 3 H E); the output is (L, N, H E)."""
+    seed = new_seed(packed.device) if dropout_p > 0 else None
+    scale = (packed.shape[-1] // (3 * num_heads)) ** -0.5
+    return _op(packed, None, None, mask, key_mask, seed, dropout_p, is_causal, scale, False, need_weights, num_heads)
 
 
 def _is_causal_bias(mask: Tensor) -> bool:

@@ -1,7 +1,7 @@
 // conv2d on the CPU: what nacre computes itself. Torch's own kernels serve the rest (by_torch.py).
-#include "nacre/layers/conv2d/kernel_depthwise.h"
-#include "nacre/layers/conv2d/kernel_pointwise.h"
-#include "nacre/layers/conv2d/kernel_scatter.h"
+#include "nacre/layers/conv2d/kernel_cpu_depthwise.h"
+#include "nacre/layers/conv2d/kernel_cpu_pointwise.h"
+#include "nacre/layers/conv2d/kernel_cpu_scatter.h"
 
 #include <tuple>
 

@@ -58,6 +58,19 @@ _SHARED = (
         (Normal((16, 40, 300)),),
         bench=True,
     ),
+    Case(
+        "speech",
+        {"input_size": 128, "hidden_size": 256, "num_layers": 2, "batch_first": True},
+        (Normal((64, 100, 128)),),
+        bench=True,
+    ),
+    Case("small", {"input_size": 32, "hidden_size": 64, "batch_first": True}, (Normal((16, 50, 32)),), bench=True),
+    Case(
+        "both directions",
+        {"input_size": 256, "hidden_size": 256, "bidirectional": True, "batch_first": True},
+        (Normal((32, 100, 256)),),
+        bench=True,
+    ),
     Case("wide", {"input_size": 1024, "hidden_size": 1024}, (Normal((50, 64, 1024)),), bench=True),
 )
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from nacre.core.choice import torch_instead, unserved
+from nacre.core.choice import cpp_kernel, torch_instead, unserved
 from nacre.core.op import Op
 from nacre.layers.recurrent import formula_gru, formula_lstm, stack
 
@@ -34,6 +34,8 @@ def _fake_gradients(tensors: Sequence[Tensor], needs: Sequence[bool]) -> tuple[T
     return tuple(tensor.new_empty(tensor.shape) if need else None for tensor, need in zip(tensors, needs, strict=True))
 
 
+_KERNEL_DTYPES = (torch.float32, torch.float64)
+
 _lstm = Op(
     "lstm(Tensor input, Tensor? batch_sizes, Tensor h0, Tensor c0, Tensor weight_ih, Tensor weight_hh,"
     " Tensor? bias_ih, Tensor? bias_hh, Tensor? weight_hr, bool reverse)"
@@ -45,6 +47,16 @@ _lstm = Op(
     outputs=3,
     autocast={"cpu": "lower", "cuda": "lower", "xpu": "lower", "mps": "lower"},
     autocast_keeps=("h0", "c0"),
+    kernels=[
+        cpp_kernel(
+            {
+                "no projection": lambda input, sizes, h0, c0, ih, hh, b_ih, b_hh, weight_hr, reverse: weight_hr is None,
+                "1 feature or more": lambda input, *_: input.shape[-1] > 0,
+                "states of the input's dtype": lambda input, sizes, h0, c0, *_: h0.dtype == c0.dtype == input.dtype,
+            },
+            dtypes=_KERNEL_DTYPES,
+        )
+    ],
     # the formulas' loops over time would unroll into a traced graph, and fix the number of steps in it
     fake=_fake_lstm,
     fake_backward=lambda *arguments: _fake_gradients(arguments[3:11], arguments[-1]),
@@ -61,6 +73,15 @@ _gru = Op(
     outputs=2,
     autocast={"cpu": "lower", "cuda": "lower", "xpu": "lower", "mps": "lower"},
     autocast_keeps=("h0",),
+    kernels=[
+        cpp_kernel(
+            {
+                "1 feature or more": lambda input, *_: input.shape[-1] > 0,
+                "a state of the input's dtype": lambda input, sizes, h0, *_: h0.dtype == input.dtype,
+            },
+            dtypes=_KERNEL_DTYPES,
+        )
+    ],
     fake=_fake_gru,
     fake_backward=lambda *arguments: _fake_gradients(arguments[2:8], arguments[-1]),
 )

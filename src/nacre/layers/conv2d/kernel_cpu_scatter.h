@@ -5,7 +5,7 @@
 // A thread takes bands of input rows, and adds to each from the upper outputs to the lower ones.
 #pragma once
 
-#include "nacre/layers/conv2d/kernel_planes.h"
+#include "nacre/layers/conv2d/kernel_cpu_planes.h"
 
 #include <utility>
 

@@ -1,7 +1,7 @@
 // Depthwise convolution, forward and backward, where channels are planes: each thread takes whole planes.
 #pragma once
 
-#include "nacre/layers/conv2d/kernel_planes.h"
+#include "nacre/layers/conv2d/kernel_cpu_planes.h"
 
 namespace nacre::conv2d {
 

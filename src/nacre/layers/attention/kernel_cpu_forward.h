@@ -1,0 +1,111 @@
+// Attention forward: formula.py, a block of queries at a time with all the keys that they see.
+#pragma once
+
+#include "nacre/layers/attention/kernel_cpu_rows.h"
+
+namespace nacre {
+
+// What both directions are told.
+template <class T>
+struct Attention {
+  using A = Accumulator<T>;
+  Shape shape;
+  Heads<const T> query, key, value;  // (B, L, E), (B / group, S, E), (B / group, S, V)
+  Masks masks;
+  std::optional<WeightDropout<A>> dropout;
+  bool need_weights;
+
+  const WeightDropout<A>* dropped() const { return dropout ? &*dropout : nullptr; }
+
+  // At least as many blocks a thread as make it worth its start; `products`: how many a block has.
+  int64_t blocks_per_thread(int64_t rows, int64_t products) const {
+    const int64_t multiply_adds = rows * shape.keys * shape.features * products;
+    return std::max<int64_t>(multiply_adds_per_thread / std::max<int64_t>(multiply_adds, 1), 1);
+  }
+};
+
+template <class T>
+struct AttentionForward {
+  using A = Accumulator<T>;
+  const Attention<T>& given;
+  Heads<T> output;           // (B, L, V)
+  Heads<T> weights;          // (B, L, S), or nothing
+  A *row_maximum, *row_sum;  // (B, L)
+
+  const Shape& shape = given.shape;
+  const Parts blocks = shape.blocks(1);
+  const int64_t stride = shape.template row_stride<A>();
+
+  void run() const {
+    in_parallel(shape.heads * blocks.count, given.blocks_per_thread(blocks.size / blocks.count, 2),
+                [&](int64_t from, int64_t to) {
+                  Room room(*this);
+                  for (int64_t task = from; task < to; ++task) {
+                    const int64_t head = task / blocks.count;
+                    if (head / shape.group != room.packed) pack(head / shape.group, room);
+                    const int64_t block = Shape::block_at(task % blocks.count, blocks.count);
+                    attend(head, blocks.begin(block), blocks.begin(block + 1), room);
+                  }
+                });
+  }
+
+ private:
+  struct Room {
+    Scratch<A> keys, values, queries, scores, outputs, factors;
+    Scratch<int32_t> kept;
+    int64_t packed = -1;
+
+    explicit Room(const AttentionForward& of)
+        : keys(packed_size<A>(of.shape.features, of.shape.keys)),
+          values(packed_size<A>(of.shape.keys, of.shape.value_features)),
+          queries(of.blocks.largest() * of.shape.features), scores(of.blocks.largest() * of.stride),
+          outputs(of.blocks.largest() * of.shape.value_features), factors(of.blocks.largest()),
+          kept(WeightDropout<A>::buffer_size(of.shape.keys)) {}
+  };
+
+  void pack(int64_t head, Room& room) const {
+    pack_panels(given.key.of(head).transposed(), shape.features, shape.keys, room.keys.get());
+    pack_panels(given.value.of(head), shape.keys, shape.value_features, room.values.get());
+    room.packed = head;
+  }
+
+  void attend(int64_t head, int64_t first, int64_t last, Room& room) const {
+    const int64_t rows = last - first, seen = shape.seen(last);
+    A* scores = room.scores.get();
+    read_rows<T, A>(given.query.of(head, first), rows, shape.features, static_cast<A>(shape.scale), room.queries.get());
+    multiply_columns<A>({room.queries.get(), shape.features, 1}, rows, shape.features, room.keys.get(), shape.keys,
+                        seen, scores, stride);
+    for (int64_t r = 0; r < rows; ++r) {
+      A* row = scores + r * stride;
+      const int64_t count = shape.seen(first + r + 1);
+      room.factors.get()[r] = soften(head, first + r, count, row, room.kept.get());
+      std::fill(row + count, row + seen, A(0));
+    }
+    multiply_depth<A>({scores, stride, 1}, rows, seen, room.values.get(), shape.keys, shape.value_features,
+                      room.outputs.get());
+    write_rows<T, A>(room.outputs.get(), rows, shape.value_features, A(1), room.factors.get(), output.at(head, first),
+                     output.places.row_stride, output.places.column_stride);
+  }
+
+  // Turns a row of scores into weights that lack a factor, which it returns.
+  A soften(int64_t head, int64_t query, int64_t count, A* row, int32_t* buffer) const {
+    given.masks.apply(head, query, count, row);
+    const int32_t* kept = given.dropout ? given.dropout->draw(head, query, count, buffer) : nullptr;
+    A maximum = maximum_of_row(row, count);
+    const bool empty = maximum == -infinity<A> && !given.need_weights;
+    if (empty) maximum = 0;  // a finite one: exp(-inf - 0) is 0
+    A sum = soften_row(row, count, maximum, given.dropped(), kept);
+    if (empty && sum == 0) sum = 1;
+    row_maximum[head * shape.queries + query] = maximum;
+    row_sum[head * shape.queries + query] = sum;
+    const A factor = 1 / sum;
+    if (weights) {
+      T* to = weights.at(head, query);
+      over_row<A>(count, [&](int64_t i, auto which) { store(to + i, load(row + i, which) * factor, which); });
+      std::fill(to + count, to + shape.keys, T(A(0)));
+    }
+    return factor;
+  }
+};
+
+}  // namespace nacre

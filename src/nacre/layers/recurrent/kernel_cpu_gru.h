@@ -1,0 +1,199 @@
+// GRU: formula_gru.py, with every step's gates and state computed where its sums have just been completed.
+//
+// T steps, B sequences, N rows in all, D features of the input, H of the state.
+#pragma once
+
+#include <tuple>
+
+#include "nacre/core/cpu_math.h"
+#include "nacre/layers/recurrent/kernel_cpu.h"
+
+namespace nacre::gru {
+
+template <class A>
+struct Forward {
+  const Steps& steps;
+  int64_t hidden;
+  StepRows<A> x;                                // (N, D)
+  const Weights<A>&ih, &hh_gates, &hh_new;      // (D, 3 H), (H, 2 H) of r and z, (H, H) of n
+  const A *bias_ih, *bias_hh;                   // (3 H) or null
+  A *gates, *states, *output;                   // (N, 4 H), (N, H), (N, H)
+  A* h;                                         // (B, H), the state before and then after each step
+
+  int64_t input_panels() const { return ih.panels(); }
+  int64_t state_panels() const { return hh_gates.panels() + hh_new.panels(); }
+
+  // The sums a of the inputs go where r, z and n will stand.
+  void add_inputs(int64_t i, int64_t i_end, int64_t b, int64_t b_end, int64_t panel, int64_t panel_end) const {
+    multiply_inputs(steps, x, ih, i, i_end, b, b_end, panel, panel_end, gates, 4 * hidden);
+  }
+
+  // The sums b of the states are added to those of r and z; b_n has a place of its own.
+  void add_states(int64_t t, int64_t b, int64_t b_end, int64_t panel, int64_t panel_end) const {
+    const Matrix<A> state{h + b * hidden, hidden, 1};
+    A* sums = gates + (steps.begins[t] + b) * 4 * hidden;
+    const int64_t gate_panels = hh_gates.panels();
+    hh_gates.multiply(state, b_end - b, panel, std::min(panel_end, gate_panels), true, sums, 4 * hidden);
+    hh_new.multiply(state, b_end - b, std::max(panel, gate_panels) - gate_panels, panel_end - gate_panels, false,
+                    sums + 3 * hidden, 4 * hidden);
+  }
+
+  void activate(int64_t t, int64_t b, int64_t b_end) const {
+    for (; b < b_end; ++b) {
+      const int64_t row = steps.begins[t] + b;
+      activate_row(gates + row * 4 * hidden, states + row * hidden, output + row * hidden, h + b * hidden);
+    }
+  }
+
+  // sums: (4 H), a_r + b_r, a_z + b_z, a_n and b_n without their biases, then r, z, n and b_n; state, out, h: (H)
+  void activate_row(A* sums, A* state, A* out, A* h) const {
+    over_row<A>(hidden, [&](int64_t j, auto which) {
+      const auto bias = [&](const A* biases, int64_t gate) -> Vector<A> {
+        return biases ? load(biases + gate * hidden + j, which) : Vector<A>{};
+      };
+      const auto sum = [&](int64_t gate) -> Vector<A> { return load(sums + gate * hidden + j, which); };
+      const Vector<A> r = sigmoid<A>(sum(0) + (bias(bias_ih, 0) + bias(bias_hh, 0)));
+      const Vector<A> z = sigmoid<A>(sum(1) + (bias(bias_ih, 1) + bias(bias_hh, 1)));
+      const Vector<A> b_n = sum(3) + bias(bias_hh, 2);
+      const Vector<A> n = tanh<A>(multiply_add<A>(r, b_n, sum(2) + bias(bias_ih, 2)));
+      const Vector<A> h_t = multiply_add<A>(z, load(h + j, which) - n, n);
+      store(sums + j, r, which);
+      store(sums + hidden + j, z, which);
+      store(sums + 2 * hidden + j, n, which);
+      store(sums + 3 * hidden + j, b_n, which);
+      store(state + j, h_t, which);
+      store(out + j, h_t, which);
+      store(h + j, h_t, which);
+    });
+  }
+};
+
+template <class A>
+struct Backward {
+  const Steps& steps;
+  int64_t hidden;
+  StepRows<A> gates, states, grad_output;  // (N, 4 H), (N, H), (N, H) or nothing
+  const A* h0;                             // (B, H)
+  const Weights<A>& hh;                    // (3 H, H)
+  A* grad_sums;                            // (N, 4 H), of a_n, of r and z in both, of b_n; rows `distance` apart
+  int64_t distance;
+  A* h_before;                             // (N, H)
+  A* dh;                                   // (B, H), the gradient of the state after and then before each step
+
+  int64_t state_panels() const { return hh.panels(); }
+
+  void differentiate(int64_t t, int64_t b, int64_t b_end) const {
+    const int64_t before = steps.before(t), rows_before = steps.rows_before(t);
+    for (; b < b_end; ++b) {
+      const int64_t row = steps.begins[t] + b;
+      const A* state = b < rows_before ? states.row(before, b) : h0 + b * hidden;
+      const A* grad = grad_output.given() ? grad_output.row(t, b) : nullptr;
+      differentiate_row(gates.row(t, b), state, grad, grad_sums + row * distance, h_before + row * hidden, dh + b * hidden);
+    }
+  }
+
+  // gate, sums: (4 H); state, kept, dh: (H); grad: (H) or null
+  void differentiate_row(const A* gate, const A* state, const A* grad, A* sums, A* kept, A* dh) const {
+    over_row<A>(hidden, [&](int64_t j, auto which) {
+      const Vector<A> r = load(gate + j, which), z = load(gate + hidden + j, which);
+      const Vector<A> n = load(gate + 2 * hidden + j, which), b_n = load(gate + 3 * hidden + j, which);
+      const Vector<A> h_s = load(state + j, which);
+      const Vector<A> dh_t = grad ? load(grad + j, which) + load(dh + j, which) : load(dh + j, which);
+      const Vector<A> slope_n = (1 - z) * (1 - n * n);
+      store(sums + j, dh_t * slope_n, which);
+      store(sums + hidden + j, dh_t * (slope_n * b_n * r * (1 - r)), which);
+      store(sums + 2 * hidden + j, dh_t * ((h_s - n) * z * (1 - z)), which);
+      store(sums + 3 * hidden + j, dh_t * (slope_n * r), which);
+      store(kept + j, h_s, which);
+      store(dh + j, dh_t * z, which);
+    });
+  }
+
+  void pass_on(int64_t t, int64_t b, int64_t b_end, int64_t panel, int64_t panel_end) const {
+    hh.multiply({grad_sums + (steps.begins[t] + b) * distance + hidden, distance, 1}, b_end - b, panel, panel_end, true,
+                dh + b * hidden, hidden);
+  }
+};
+
+template <class A>
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& input, const Steps& steps, const Tensor& h0,
+                                                   const Tensor& weight_ih, const Tensor& weight_hh,
+                                                   const std::optional<Tensor>& bias_ih,
+                                                   const std::optional<Tensor>& bias_hh) {
+  const int64_t features = weight_ih.size(1), hidden = h0.size(1), sums = 3 * hidden;
+  const Tensor w_ih = dense<A>(weight_ih, {sums, features}), w_hh = dense<A>(weight_hh, {sums, hidden});
+  const auto b_ih = dense<A>(bias_ih, {sums}), b_hh = dense<A>(bias_hh, {sums});
+  const Matrix<A> recurrent{values<A>(w_hh), 1, hidden};  // (H, 3 H)
+  const Weights<A> ih(Matrix<A>{values<A>(w_ih), 1, features}, features, sums);
+  const Weights<A> hh_gates(recurrent, hidden, 2 * hidden), hh_new(recurrent.at(0, 2 * hidden), hidden, hidden);
+
+  const Tensor h = copied<A>(h0, {steps.batch, hidden});
+  const Tensor output = new_tensor(steps.shape(hidden), dtype_of<A>), states = new_tensor(steps.shape(hidden), dtype_of<A>);
+  const Tensor gates = new_tensor(steps.shape(4 * hidden), dtype_of<A>);
+  const Forward<A> cell{steps, hidden, StepRows<A>(steps, input, features), ih, hh_gates, hh_new, values<A>(b_ih),
+                        values<A>(b_hh), data<A>(gates), data<A>(states), data<A>(output), data<A>(h)};
+  walk_forward(steps, Shares(steps, hidden, sums, A()), cell);
+  return {output, h, gates, states};
+}
+
+// The rows of a_r, a_z and a_n, or of their weights and sums, come as those of a_n, a_r and a_z.
+template <class A>
+void put_new_last(const A* new_first, int64_t hidden, int64_t columns, A* out) {
+  std::copy_n(new_first, hidden * columns, out + 2 * hidden * columns);
+  std::copy_n(new_first + hidden * columns, 2 * hidden * columns, out);
+}
+
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+// needs: whether the gradients of input, h0, weight_ih, weight_hh, bias_ih and bias_hh are asked for
+template <class A>
+Gradients backward(const std::optional<Tensor>& grad_output, const std::optional<Tensor>& grad_h, const Tensor& input,
+                   const Steps& steps, const Tensor& h0, const Tensor& weight_ih, const Tensor& weight_hh,
+                   const Tensor& gates, const Tensor& states, const std::vector<bool>& needs) {
+  const int64_t features = weight_ih.size(1), hidden = h0.size(1), sums = 3 * hidden, rows = steps.total();
+  const Tensor w_ih = dense<A>(weight_ih, {sums, features}), w_hh = dense<A>(weight_hh, {sums, hidden});
+  const Tensor h_first = dense<A>(h0, {steps.batch, hidden}), dh = copied<A>(grad_h, {steps.batch, hidden});
+  const Weights<A> hh(Matrix<A>{values<A>(w_hh), hidden, 1}, sums, hidden);
+  const int64_t distance = distance_of_rows<A>(4 * hidden);
+  const Scratch<A> grad_sums(rows * distance), h_before(rows * hidden);
+  const Backward<A> cell{steps, hidden, StepRows<A>(steps, gates, 4 * hidden), StepRows<A>(steps, states, hidden),
+                         StepRows<A>(steps, grad_output, hidden), values<A>(h_first), hh, grad_sums.get(), distance,
+                         h_before.get(), data<A>(dh)};
+  walk_backward(steps, Shares(steps, hidden, sums, A()), needs[1], cell);
+
+  const Matrix<A> da{grad_sums.get(), distance, 1}, db = da.at(0, hidden);  // (N, 3 H) of a_n, a_r, a_z; of b
+  Tensor grad_input, grad_ih, grad_hh, grad_b_ih, grad_b_hh;
+  if (needs[0]) {
+    grad_input = new_tensor(steps.shape(features), dtype_of<A>);
+    const Scratch<A> new_first(sums * features);
+    std::copy_n(values<A>(w_ih) + 2 * hidden * features, hidden * features, new_first.get());
+    std::copy_n(values<A>(w_ih), 2 * hidden * features, new_first.get() + hidden * features);
+    multiply_whole(da, Matrix<A>{new_first.get(), features, 1}, rows, features, sums, data<A>(grad_input));
+  }
+  const Scratch<A> input_sums(sums);
+  if (needs[2]) {
+    Tensor kept;
+    const Scratch<A> new_first(sums * features);
+    multiply_whole(da.transposed(), even_rows<A>(steps, input, features, kept), sums, features, rows, new_first.get(),
+                   needs[4] ? input_sums.get() : nullptr);
+    grad_ih = new_tensor({sums, features}, dtype_of<A>);
+    put_new_last(new_first.get(), hidden, features, data<A>(grad_ih));
+  } else if (needs[4]) {
+    sum_rows(da.transposed(), sums, rows, input_sums.get());
+  }
+  if (needs[4]) {
+    grad_b_ih = new_tensor({sums}, dtype_of<A>);
+    put_new_last(input_sums.get(), hidden, 1, data<A>(grad_b_ih));
+  }
+  if (needs[5]) grad_b_hh = new_tensor({sums}, dtype_of<A>);
+  A* state_sums = needs[5] ? data<A>(grad_b_hh) : nullptr;
+  if (needs[3]) {
+    grad_hh = new_tensor({sums, hidden}, dtype_of<A>);
+    multiply_whole(db.transposed(), Matrix<A>{h_before.get(), hidden, 1}, sums, hidden, rows, data<A>(grad_hh), state_sums);
+  } else if (needs[5]) {
+    sum_rows(db.transposed(), sums, rows, state_sums);
+  }
+  return {grad_input, needs[1] ? dh : Tensor(), grad_ih, grad_hh, grad_b_ih, grad_b_hh};
+}
+
+}  // namespace nacre::gru

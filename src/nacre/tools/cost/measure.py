@@ -1,0 +1,105 @@
+"""Times each row of a bill on this machine: every call again by itself, on the inputs that it had."""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nacre.tools.cost.patches import recording
+from nacre.tools.cost.recorder import Recorder
+from nacre.tools.cost.report import CostReport
+from nacre.tools.cost.stage import staged, tensors
+
+ROUNDS = 5
+SECONDS = 0.5
+"""A row is timed in so many rounds, but begins no further one after so long, once it has had three."""
+
+Progress = Callable[[int, int, str], None]
+
+
+def measure_rows(
+    report: CostReport, model: nn.Module, inputs: Any, keywords: Any, progress: Progress | None = None
+) -> None:
+    """Fills in the measured times, and with them what was expected and the limit.
+
+    The model is left as it was: its parameters' gradients, its buffers and torch's random state.
+
+    Args:
+        report: the bill of the same model and inputs.
+        model: with values.
+        inputs: positional, with values.
+        keywords: the same by keyword.
+        progress: is told how many rows are done, of how many, and the name of the next.
+    """
+    report.predict()
+    with torch.random.fork_rng(devices=[]), torch.enable_grad(), staged(model, real=True) as stage:
+        noting = _Noting(model)
+        with recording(noting):
+            model(*stage.values(inputs), **stage.values(dict(keywords)))
+        rows = report.rows
+        for place, (row, call) in enumerate(zip(rows, noting.given, strict=True)):
+            if progress is not None:
+                progress(place, len(rows), row.name or "(model)")
+            row.measured_forward_seconds, row.measured_backward_seconds = _time(*call)
+        if progress is not None:
+            progress(len(rows), len(rows), "")
+
+
+class _Noting(Recorder):
+    """Notes the inputs of every call for which the bill has a row."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.given: list[tuple[nn.Module, Any, Any]] = []
+
+    def enter(self, module: nn.Module, arguments: Any, keywords: Any) -> Any:
+        self.given.append((module, _apart(arguments), _apart(keywords)))
+        return super().enter(module, arguments, keywords)
+
+
+def _time(module: nn.Module, arguments: Any, keywords: Any) -> tuple[float, float]:
+    forward: list[float] = []
+    backward: list[float] = []
+    begun = time.perf_counter()
+    for round_ in range(ROUNDS + 1):
+        inputs, named = _apart(arguments), _apart(keywords)
+        start = time.perf_counter()
+        result = module(*inputs, **named)
+        middle = time.perf_counter()
+        results = [tensor for tensor in tensors(result) if tensor.requires_grad]
+        gradients = [torch.ones_like(tensor) for tensor in results]
+        ready = time.perf_counter()
+        if results:
+            torch.autograd.backward(results, gradients)
+        end = time.perf_counter()
+        if round_:  # the first warms up
+            forward.append(middle - start)
+            backward.append(end - ready)
+        for tensor in (*module.parameters(), *tensors((inputs, named))):
+            tensor.grad = None
+        if round_ >= 3 and time.perf_counter() - begun > SECONDS:
+            break
+    return statistics.median(forward), statistics.median(backward)
+
+
+def _apart(value: Any) -> Any:
+    """The same inputs, cut from the graph, with the same wish for gradients; one tensor in two places stays one."""
+    cut: dict[int, Tensor] = {}
+
+    def walk(item: Any) -> Any:
+        if isinstance(item, Tensor):
+            if id(item) not in cut:
+                cut[id(item)] = item.detach().requires_grad_(item.requires_grad)
+            return cut[id(item)]
+        if isinstance(item, tuple) and hasattr(item, "_fields"):
+            return type(item)(*(walk(part) for part in item))
+        if isinstance(item, (tuple, list)):
+            return type(item)(walk(part) for part in item)
+        if isinstance(item, dict):
+            return {key: walk(part) for key, part in item.items()}
+        return item
+
+    return walk(value)

@@ -1,0 +1,188 @@
+"""Writes a bill as one HTML file that needs no other file and no network."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from nacre.applications.files import replacing
+from nacre.layers import LAYERS
+from nacre.tools.bench.results import Machine
+from nacre.tools.cost.report import CostReport
+from nacre.tools.cost.text import duration, quantity, shapes
+
+Values = Mapping[str, Any]
+
+
+def write_page(report: CostReport, path: Path) -> None:
+    """Writes the page to a temporary name, then renames it, so that no half-written page is ever seen."""
+    text = page(report.to_json())
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def page(bill: Values) -> str:
+    """The page of a bill, from what ``CostReport.to_json`` returns."""
+    environment = Environment(
+        loader=PackageLoader("nacre.tools"), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["shapes"] = _shapes
+    loader = environment.loader
+    assert loader is not None
+    script, _, _ = loader.get_source(environment, "cost.js")
+    timed = bill["measured_seconds"] is not None
+    expected = bill["predicted_seconds"] is not None
+    formulas = dict.fromkeys(row["formula"] for row in bill["rows"] if row["formula"])
+    return environment.get_template("cost.html").render(
+        bill=bill,
+        machine=None if bill["machine"] is None else str(Machine(**bill["machine"])),
+        tiles=_tiles(bill),
+        measures=_measures(timed, expected),
+        columns=_columns(timed, expected),
+        lines=_lines(bill, timed, expected),
+        formulas=[(LAYERS[name].layer.__name__, LAYERS[name].complexity) for name in formulas],
+        data=_embedded({"ceilings": bill["ceilings"], "rows": _drawn(bill, timed, expected)}),
+        library=Markup(get_plotlyjs()),
+        script=Markup(script),
+    )
+
+
+def _embedded(values: Any) -> Markup:
+    """JSON that no name in it can end the element of."""
+    return Markup(json.dumps(values).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def _shapes(of: list[list[int]]) -> str:
+    return shapes(tuple(tuple(shape) for shape in of))
+
+
+def _tiles(bill: Values) -> list[tuple[str, str]]:
+    tiles = [
+        ("parameters", f"{bill['params']:,}"),
+        ("of them trained", f"{bill['trainable_params']:,}"),
+        ("FLOPs forward", quantity(bill["flops"])),
+        ("FLOPs backward", quantity(bill["backward_flops"])),
+        ("on single elements", quantity(bill["elementwise_flops"] + bill["backward_elementwise_flops"])),
+        ("kept for the backward", f"{quantity(bill['saved_bytes'])}B"),
+        ("memory at most", f"{quantity(bill['peak_bytes'])}B"),
+    ]
+    for label, key in (("expected", "predicted_seconds"), ("measured", "measured_seconds")):
+        if bill[key] is not None:
+            tiles.append((label, duration(bill[key])))
+    if bill["share_of_limit"] is not None:
+        tiles.append(("of the machine's limit", f"{bill['share_of_limit']:.0%}"))
+    return tiles
+
+
+def _measures(timed: bool, expected: bool) -> list[tuple[str, str]]:
+    measures = [("flops", "FLOPs, forward and backward"), ("parameters", "parameters"), ("saved_bytes", "memory kept")]
+    if expected:
+        measures.append(("predicted_seconds", "time expected"))
+    if timed:
+        measures.append(("measured_seconds", "time measured"))
+    return measures
+
+
+def _columns(timed: bool, expected: bool) -> list[tuple[str, str, bool]]:
+    columns = [("name", "module", False), ("kind", "class", False), ("inputs", "input", False)]
+    columns += [("outputs", "output", False), ("parameters", "parameters", True), ("flops", "FLOPs", True)]
+    columns += [("backward_flops", "backward", True), ("elementwise", "elementwise", True)]
+    columns += [("saved_bytes", "kept", True), ("share", "share", True)]
+    columns += [("predicted_seconds", "expected", True)] * expected
+    columns += [("measured_seconds", "measured", True), ("share_of_limit", "of limit", True)] * timed
+    return columns
+
+
+def _lines(bill: Values, timed: bool, expected: bool) -> list[dict[str, Any]]:
+    with_children = {row["parent"] for row in bill["rows"]}
+    return [
+        {
+            "label": _label(row),
+            "kind": row["kind"],
+            "depth": row["depth"],
+            "parent": row["parent"],
+            "folds": place in with_children,
+            "inputs": _shapes(row["inputs"]),
+            "outputs": _shapes(row["outputs"]),
+            "cells": _cells(row, timed, expected),
+        }
+        for place, row in enumerate(bill["rows"])
+    ]
+
+
+def _label(row: Values) -> str:
+    return row["name"].rpartition(".")[2] if row["depth"] else "(model)"
+
+
+def _cells(row: Values, timed: bool, expected: bool) -> list[tuple[str, float, float | None]]:
+    """Text, number to sort by, and length of the bar behind it in percent, of each column of numbers."""
+    total = row["total"]
+    elementwise = total["elementwise_flops"] + total["backward_elementwise_flops"]
+    share = round(100 * row["share"], 2)
+    cells: list[tuple[str, float, float | None]] = [
+        (f"{total['parameters']:,}", total["parameters"], None),
+        (quantity(total["flops"]), total["flops"], None),
+        (quantity(total["backward_flops"]), total["backward_flops"], None),
+        (quantity(elementwise), elementwise, None),
+        (f"{quantity(total['saved_bytes'])}B", total["saved_bytes"], None),
+        (f"{share:.1f} %", share, share),
+    ]
+    if expected:
+        cells.append((duration(row["predicted_seconds"]), row["predicted_seconds"] or 0.0, None))
+    if timed:
+        reached = row["share_of_limit"]
+        cells.append((duration(row["measured_seconds"]), row["measured_seconds"] or 0.0, None))
+        cells.append(("" if reached is None else f"{reached:.0%}", reached or 0.0, None))
+    return cells
+
+
+def _drawn(bill: Values, timed: bool, expected: bool) -> list[dict[str, Any]]:
+    """What the charts show of each row: its own part, beside the rows within it."""
+    rows = bill["rows"]
+    within: list[dict[str, float]] = [{"predicted_seconds": 0.0, "measured_seconds": 0.0} for _ in rows]
+    for row in rows:
+        if row["parent"] is not None:
+            for key, sums in within[row["parent"]].items():
+                within[row["parent"]][key] = sums + (row[key] or 0.0)
+    drawn = []
+    with_children = {row["parent"] for row in rows}
+    for place, (row, inner) in enumerate(zip(rows, within, strict=True)):
+        own, total = row["own"], row["total"]
+        seconds = row["measured_seconds"] if timed else row["predicted_seconds"]
+        work, traffic = own["flops"] + own["backward_flops"], own["bytes"] + own["backward_bytes"]
+        values = {
+            "flops": sum(own[name] for name in _WORK),
+            "parameters": own["parameters"],
+            "saved_bytes": own["saved_bytes"],
+        }
+        text = {
+            "flops": f"{quantity(sum(total[name] for name in _WORK))} FLOPs",
+            "parameters": f"{total['parameters']:,} parameters",
+            "saved_bytes": f"{quantity(total['saved_bytes'])}B kept",
+        }
+        for key in ("predicted_seconds",) * expected + ("measured_seconds",) * timed:
+            values[key] = max((row[key] or 0.0) - inner[key], 0.0)
+            text[key] = duration(row[key])
+        # calls are timed one by one: what a call takes beside those within it is known only where there are none
+        alone = not timed or place not in with_children
+        own_seconds = (seconds or 0.0) - inner["predicted_seconds"] * (not timed) if alone else 0.0
+        drawn.append(
+            {
+                "label": _label(row),
+                "name": row["name"],
+                "kind": row["kind"],
+                "parent": row["parent"],
+                "own": values,
+                "text": text,
+                "intensity": work / traffic if traffic else 0.0,
+                "speed": work / own_seconds if work and own_seconds > 0 else 0.0,
+            }
+        )
+    return drawn
+
+
+_WORK = ("flops", "backward_flops", "elementwise_flops", "backward_elementwise_flops")

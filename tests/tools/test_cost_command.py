@@ -1,0 +1,219 @@
+"""nacre cost on the command line: targets, files, comparison, and one clear line for whatever is wrong."""
+
+import json
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from nacre.cli import main
+from nacre.tools.cost import compare, cost, speed
+from nacre.tools.cost.operators import Work
+from nacre.tools.cost.report import CostReport
+
+MODELS = """
+import torch
+from torch import nn
+
+model = nn.Linear(6, 4)
+number = 3
+
+def small():
+    return nn.Sequential(nn.Linear(6, 4), nn.ReLU())
+
+def large():
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8))
+
+def wrong():
+    return 3
+
+def broken():
+    raise RuntimeError("no weights here\\nand more")
+
+class Decides(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.layer(x) if x.sum() > x.max() + 1e9 else self.layer(self.layer(x))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "their_models.py").write_text(MODELS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield tmp_path
+    sys.modules.pop("their_models", None)
+
+
+def run(capsys, *arguments):
+    status = main(["cost", *arguments])
+    said = capsys.readouterr()
+    return status, said.out, said.err
+
+
+def test_a_function_that_makes_a_model(folder, capsys):
+    status, out, _ = run(capsys, "their_models:small", "--input", "10x6", "--json", "bill.json")
+    assert status == 0 and "480 forward, 480 backward" in out  # 2 * 10 * 6 * 4; the input needs no gradient
+    assert json.loads((folder / "bill.json").read_text())["flops"] == 480
+    assert run(capsys, "their_models:model", "--input", "10x6", "--eval")[1].count("480 forward, 0 backward") == 1
+    assert "480 forward" in run(capsys, "their_models:model", "--input", "10x6", "--dtype", "bfloat16")[1]
+    # two layers, since the sum is never so large: what decides by values runs on real numbers
+    assert "1,440 forward" in run(capsys, "their_models:Decides", "--input", "10x6")[1]
+
+
+def test_an_application(capsys):
+    status, out, _ = run(capsys, "gpt", "--tokens", "2x16", "--depth", "1")
+    # 4 blocks of 12 D^2 weights and 2 D of norms, D = 128; embeddings of 96 characters and 64 positions; a last norm
+    assert status == 0 and f"{4 * (12 * 128**2 + 2 * 128) + (96 + 64) * 128 + 128:,}" in out
+
+
+def test_two_bills(folder, capsys):
+    status, out, _ = run(
+        capsys, "their_models:small", "--input", "10x6", "--against", "their_models:large", "--json", "both.json"
+    )
+    assert status == 0 and "480 -> 2,240" in out  # 2 * 10 * (6 * 8 + 8 * 8)
+    rows = {row["name"]: row for row in json.loads((folder / "both.json").read_text())["rows"]}
+    assert list(rows) == ["", "0", "1", "2"]
+    assert rows["0"]["difference"]["flops"] == 480 and rows["2"]["in_one"] is False
+    assert rows[""]["difference"]["parameters"] == 8 * 6 + 8 + 8 * 8 + 8 - 28
+    out = run(capsys, "their_models:small", "--input", "10x6", "--against", "nacre")[1]
+    assert "nacre.Linear" in out and "480 -> 480" in out
+    one = cost(nn.Linear(2, 2), torch.zeros(1, 2))
+    assert compare(one, cost(nn.Sequential(), torch.zeros(1, 2))).to_json()["rows"][0]["difference"]["flops"] == -8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["gtp"], "Did you mean gpt?"),
+        (["nowhere:model", "--input", "2x3"], "nowhere cannot be imported: ModuleNotFoundError"),
+        (["their_models:smal", "--input", "2x6"], "Did you mean 'small'?"),
+        (["their_models:number", "--input", "2x6"], "must be a model or make one; got a int"),
+        (["their_models:wrong", "--input", "2x6"], "must return a torch.nn.Module; got a int"),
+        (["their_models:broken", "--input", "2x6"], "could not be built: RuntimeError: no weights here"),
+        (["torch.nn:Linear", "--input", "2x6"], "is called without arguments"),
+        (["their_models:small"], "Give the shape of each: --input 8x3x32x32"),
+        (["their_models:small", "--input", "2x"], "whole numbers from 1 on"),
+        (["their_models:small", "--input", "2x0"], "whole numbers from 1 on"),
+        (["their_models:small", "--input", "2x7"], "cannot be called with these inputs; got inputs of shape (2, 7)"),
+        (["missing.json"], "missing.json"),
+        (["damaged.json"], "damaged.json is no JSON"),
+        (["other.json"], "says what it is of by model_type"),
+        (["their_models:small", "--input", "2x6", "--json", "no/where.json"], "folders that are there"),
+    ],
+)
+def test_whatever_is_wrong_is_said_in_one_line(folder, capsys, arguments, said):
+    (folder / "damaged.json").write_text('{"model_type": ')
+    (folder / "other.json").write_text("[1]")
+    before = sorted(path.name for path in folder.iterdir())
+    status, out, err = run(capsys, *arguments)
+    assert status == 2 and not out
+    assert said in err and len(err.strip().splitlines()) == 1 and "Traceback" not in err
+    assert sorted(path.name for path in folder.iterdir() if path.name != "__pycache__") == before
+
+
+def test_debug_shows_where(folder, capsys):
+    status, _, err = run(capsys, "their_models:broken", "--input", "2x6", "--debug")
+    assert status == 2 and "Traceback" in err and "no weights here" in err
+
+
+def test_configurations(folder, capsys):
+    pytest.importorskip("transformers")
+    (folder / "config.json").write_text('{"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}')
+    assert "124,439,808" in run(capsys, "config.json", "--depth", "0")[1]
+    (folder / "config.json").write_text('{"model_type": "gtp2"}')
+    assert "Did you mean 'gpt2'?" in run(capsys, "config.json")[2]
+
+
+def test_a_configuration_without_transformers(folder, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    (folder / "config.json").write_text('{"model_type": "gpt2"}')
+    status, _, err = run(capsys, "config.json")
+    assert status == 2 and "pip install 'nacre[transformers]'" in err
+
+
+SPEEDS = speed.Speeds(
+    products={"float32": {100: 1e9, 1000: 1e9}},
+    kept={100: 1e6, 10**6: 1e6},
+    fresh={100: 1e5, 10**6: 1e5},
+    draws=1e4,
+    call=(1e-3, 2e-3),
+    own_call=(5e-3, 6e-3),
+)
+
+
+def test_the_time_of_an_operator():
+    # a million FLOPs at 1e9 a second; 1,000 bytes at 1e5 into fresh memory; 1,000 random numbers at 1e4; and the call
+    assert SPEEDS.seconds(Work(flops=10**6, bytes=8), False) == pytest.approx(1e-3 + 1e-3)
+    assert SPEEDS.seconds(Work(bytes=1000), True) == pytest.approx(1e-2 + 2e-3)
+    assert SPEEDS.seconds(Work(bytes=1000, own=True), False) == pytest.approx(1e-3 + 5e-3)
+    assert SPEEDS.seconds(Work(bytes=8, random=1000), False) == pytest.approx(0.1 + 1e-3)
+
+
+def predicted() -> CostReport:
+    report = cost(
+        nn.Sequential(nn.Linear(500, 500, bias=False), nn.Linear(500, 500, bias=False)), torch.zeros(100, 500)
+    )
+    speed.predict(report, SPEEDS)
+    return report
+
+
+def test_predictions_add_up():
+    report = predicted()
+    total, first, second = (row.predicted_seconds for row in report.rows)
+    assert total == pytest.approx(first + second) == report.predicted_seconds
+    # traffic decides: forward 100 x 500 in and out and 500 x 500 weights, at 1e6 bytes a second
+    assert report.rows[1].limit_seconds == pytest.approx(1.4 + report.rows[1].own.backward_bytes / 1e6)
+    assert "to be expected" in report.table() and report.to_json()["predicted_seconds"] == total
+
+
+def test_speeds_are_measured_once_and_a_damaged_file_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(speed, "SIDES", (8,))
+    monkeypatch.setattr(speed, "other_load", lambda: 0.0)
+    monkeypatch.setattr(speed, "SIZES", (2**12,))
+    first = speed.machine_speeds(["float32"])
+    assert speed.machine_speeds(["float32"]) == first  # times differ from one measurement to the next
+    path = speed.cache_file()
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    for damaged in (
+        "",
+        "{",
+        "[]",
+        '{"products": {"float32": {"8": -1}}}',
+        path.read_text().replace('"draws": ', '"draws": -'),
+    ):
+        path.write_text(damaged)
+        assert speed.machine_speeds(["float32"]).products["float32"][8] > 0
+        assert speed.Speeds.from_json(json.loads(path.read_text()))
+    path.write_text(json.dumps(first.as_json()))
+    both = speed.machine_speeds(["float64"])  # another dtype is measured beside what is known
+    assert set(both.products) == {"float32", "float64"} and both.kept == first.kept
+    monkeypatch.setattr(speed, "other_load", lambda: 1.0)
+    path.unlink()
+    assert "not quiet" in speed.machine_speeds(["float32"]).warnings[0] and not path.exists()
+    monkeypatch.setattr(speed, "other_load", lambda: 0.0)
+    path.touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(path))  # a file where a folder should be
+    assert speed.machine_speeds(["float32"]).draws > 0
+
+
+def test_measured_times(monkeypatch, capsys, folder):
+    monkeypatch.setattr(speed, "machine_speeds", lambda dtypes: SPEEDS)
+    model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    report = cost(model, torch.randn(10, 6), measure=True)
+    for row in report.rows:
+        assert row.measured_forward_seconds > 0 and row.measured_backward_seconds > 0
+        assert row.share_of_limit == row.limit_seconds / row.measured_seconds
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert "of limit" in report.table() and report.to_json()["measured_seconds"] == report.rows[0].measured_seconds
+    with pytest.raises(ValueError, match="measures models and inputs that have values"):
+        cost(model, torch.zeros(10, 6, device="meta"), measure=True)
+    assert "of limit" in run(capsys, "their_models:small", "--input", "10x6", "--measure")[1]
