@@ -18,7 +18,7 @@ export CXX
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CMAKE := $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -S .
-KERNELS := CMakeLists.txt $(wildcard src/nacre/core/*.h src/nacre/core/*.cpp src/nacre/layers/*/kernel_*.h src/nacre/layers/*/kernel_cpu.cpp)
+KERNELS := CMakeLists.txt $(wildcard src/nacre/core/*.h src/nacre/core/*.cpp src/nacre/layers/*/*kernel_cpu*)
 
 demo: native
 	$(BIN)/nacre demo

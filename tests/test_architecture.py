@@ -98,12 +98,7 @@ def test_a_layers_folder_has_the_files_of_every_other(folder):
     assert {"__init__.py", "cost.py", "layer.py", "cases.py"} <= names
     assert any(is_formula(folder / name) for name in names)
     other = {name for name in names if not name.endswith(".py") or name.startswith("kernel")}
-<<<<<<< HEAD
-    assert all(name == "kernel_gpu.py" or re.fullmatch(r"kernel_cpu\.cpp|kernel_\w+\.h", name) for name in other)
-=======
-    headers = {name for name in names if name.startswith("kernel_cpu") and name.endswith(".h")}
-    assert other <= {"kernel_cpu.cpp", "kernel_gpu.py"} | headers
->>>>>>> attention
+    assert all(re.fullmatch(r"(\w+_)?kernel_cpu\.cpp|kernel_cpu(_\w+)?\.h|kernel_gpu\.py", name) for name in other)
 
 
 def test_no_file_is_too_long():

@@ -1,7 +1,7 @@
 // conv2d on the CPU: what nacre computes itself. Torch's own kernels serve the rest (by_torch.py).
-#include "nacre/layers/conv2d/kernel_depthwise.h"
-#include "nacre/layers/conv2d/kernel_pointwise.h"
-#include "nacre/layers/conv2d/kernel_scatter.h"
+#include "nacre/layers/conv2d/kernel_cpu_depthwise.h"
+#include "nacre/layers/conv2d/kernel_cpu_pointwise.h"
+#include "nacre/layers/conv2d/kernel_cpu_scatter.h"
 
 #include <tuple>
 
@@ -11,7 +11,8 @@ namespace {
 // Calls body with a value of the C++ type of float32 or float64.
 template <class Body>
 void with_exact_type(ScalarType dtype, Body body) {
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, "conv2d: this kernel serves float32 and float64");
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
+                  "conv2d: this kernel serves float32 and float64");
   dtype == ScalarType::Float ? body(float()) : body(double());
 }
 
@@ -79,9 +80,11 @@ ThreeGradients every_gradient(const Shape& shape, const Tensor& g, const Tensor&
   return {grad_input, grad_weight, grad_bias};
 }
 
-// needs: whether the gradients of input, weight and bias are asked for; the others are undefined tensors, None in Python
+// needs: whether the gradients of input, weight and bias are asked for; the others are undefined tensors, None in
+// Python
 ThreeGradients backward(const Tensor& grad, const Tensor& input, const Tensor& weight, const Numbers& stride,
-                        const Numbers& padding, const Numbers& dilation, int64_t groups, const std::vector<bool>& needs) {
+                        const Numbers& padding, const Numbers& dilation, int64_t groups,
+                        const std::vector<bool>& needs) {
   const Shape shape = shape_of(input, weight, stride, padding, dilation, groups);
   const ScalarType dtype = input.scalar_type();
   STD_TORCH_CHECK(needs.size() == 3, "conv2d: three gradients are asked for or not");
@@ -98,7 +101,7 @@ ThreeGradients backward(const Tensor& grad, const Tensor& input, const Tensor& w
     return every_gradient(shape, g, x, weight, needs, shape, [&](const auto& at) { backward_pointwise(shape, at); });
   }
   STD_TORCH_CHECK(groups == 1 && needs[0] && !needs[1] && !needs[2],
-                  "conv2d: this kernel serves one channel a group, kernels of one value, or the input's gradient alone");
+                  "conv2d: this kernel serves one channel a group, kernels of one value, or the input's gradient only");
   const Tensor g = laid_out(grad, shape.strides(shape.output())), w = contiguous_as(weight, dtype);
   const Tensor grad_input = new_tensor(shape.input(), shape.strides(shape.input()), dtype);
   with_exact_type(dtype, [&](auto type) {

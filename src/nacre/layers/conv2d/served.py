@@ -19,6 +19,7 @@ _PLANE = 64  # values of an image of 8 x 8, whose rows fill half a vector
 _TAPS = 9
 _PIXELS = 196  # an image of 14 x 14
 _FEW = 8  # input channels
+_MULTIPLIER = 64  # kernels a channel, whose gradients are held at once
 _SMALL = 8192
 
 
@@ -58,6 +59,9 @@ def _in_planes_or_large_kernel(input: Tensor, weight: Tensor, *_: Any) -> bool:
 _DEPTHWISE = {
     "images": _has_images,
     "one input channel a group": lambda input, weight, *_: weight.shape[1] == 1,
+    f"at most {_MULTIPLIER} kernels a channel": lambda input, weight, *_: (
+        weight.shape[0] <= _MULTIPLIER * input.shape[1]
+    ),
 }
 
 _FEW_CHANNELS = {

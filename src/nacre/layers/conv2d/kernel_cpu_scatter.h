@@ -5,7 +5,7 @@
 // A thread takes bands of input rows, and adds to each from the upper outputs to the lower ones.
 #pragma once
 
-#include "nacre/layers/conv2d/kernel_planes.h"
+#include "nacre/layers/conv2d/kernel_cpu_planes.h"
 
 #include <utility>
 
@@ -99,7 +99,8 @@ class Scatter {
     const int64_t kernels = shape_.kernels, outputs = shape_.columns.outputs;
     if (!shape_.channels_last) {
       const A* from = g_ + (sample * kernels * shape_.rows.outputs + p) * outputs;
-      for (int64_t e = 0; e < kernels; ++e, from += shape_.output_plane()) std::copy(from, from + outputs, packed + e * packed_columns_);
+      for (int64_t e = 0; e < kernels; ++e, from += shape_.output_plane())
+        std::copy(from, from + outputs, packed + e * packed_columns_);
       return;
     }
     const A* from = g_ + (sample * shape_.rows.outputs + p) * outputs * kernels;
@@ -122,7 +123,9 @@ class Scatter {
     std::fill_n(folded, shape_.columns.stride * part_, A(0));
     for (int64_t j = 0; j < shape_.columns.taps; ++j, row += packed_columns_) {
       A* to = folded + shape_.columns.phase(j) * part_ + shape_.columns.shift(j);
-      over_row<A>(packed_columns_, [&](int64_t i, auto which) { store(to + i, load(to + i, which) + load(row + i, which), which); });
+      over_row<A>(packed_columns_, [&](int64_t i, auto which) {
+        store(to + i, load(to + i, which) + load(row + i, which), which);
+      });
     }
   }
 

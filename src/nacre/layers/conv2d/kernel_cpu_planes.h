@@ -110,15 +110,15 @@ inline void correlate_block(const A* from, int64_t row_step, const int64_t* plac
     }
 }
 
-// The same for `rows` rows of `columns` positions, in the largest blocks that fit. The last one may begin within the one
-// before it.
+// The same for `rows` rows of `columns` positions, in the largest blocks that fit. The last one may begin within the
+// one before it.
 template <class A, int64_t vectors, int64_t together = vectors == 1 ? 8 : vectors == 2 ? 4 : 2>
 inline void correlate_columns(const A* from, int64_t row_step, const int64_t* places, const A* weights, int64_t taps,
                               A begin, A* out, int64_t out_step, int64_t rows, int64_t columns) {
   if constexpr (together > 1) {
     if (rows < together)
-      return correlate_columns<A, vectors, together / 2>(from, row_step, places, weights, taps, begin, out, out_step, rows,
-                                                         columns);
+      return correlate_columns<A, vectors, together / 2>(from, row_step, places, weights, taps, begin, out, out_step,
+                                                         rows, columns);
   }
   for (int64_t row = 0; row < rows; row += together) {
     const int64_t first = std::min(row, rows - together);

@@ -1,7 +1,7 @@
 // Depthwise convolution, forward and backward, where channels are planes: each thread takes whole planes.
 #pragma once
 
-#include "nacre/layers/conv2d/kernel_planes.h"
+#include "nacre/layers/conv2d/kernel_cpu_planes.h"
 
 namespace nacre::conv2d {
 
@@ -138,7 +138,8 @@ void backward_planes(const Shape& shape, const Gradients<A>& at) {
           })[0];
       }
       if (at.grad_x)
-        gradient(g.get(), at.w + plane % shape.channels * m * taps, scratch.get(), at.grad_x + plane * shape.input_plane());
+        gradient(g.get(), at.w + plane % shape.channels * m * taps, scratch.get(),
+                 at.grad_x + plane * shape.input_plane());
     }
   });
   if (at.grad_w) add_blocks(weight_parts.get(), at.grad_w, shape.samples, shape.kernels * taps);

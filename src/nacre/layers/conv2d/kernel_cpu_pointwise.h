@@ -38,7 +38,8 @@ void forward_pointwise(const Shape& shape, const A* x, const A* w, const A* b, A
           store(to + i, load(to + i, which) + load(b + column + i, which), which);
         });
     };
-    return product<A>({x, channels, 1}, weight.transposed(), shape.samples * plane, kernels, channels, y, kernels, add_bias);
+    return product<A>({x, channels, 1}, weight.transposed(), shape.samples * plane, kernels, channels, y, kernels,
+                      add_bias);
   }
   over_samples(shape.samples, [&](int64_t n) {
     A* out = y + n * kernels * plane;
@@ -67,8 +68,8 @@ void parameter_gradients_of_samples(const Shape& shape, const Gradients<A>& at) 
     for (int64_t n = blocks.begin(block); n < blocks.begin(block + 1); ++n) {
       const Matrix<A> g{at.g + n * kernels * plane, plane, 1};
       if (at.grad_w)
-        product<A>(g, Matrix<A>{at.x + n * channels * plane, plane, 1}.transposed(), kernels, channels, plane, share.get(),
-                   channels, nothing_more, share.get() + weights);
+        product<A>(g, Matrix<A>{at.x + n * channels * plane, plane, 1}.transposed(), kernels, channels, plane,
+                   share.get(), channels, nothing_more, share.get() + weights);
       else
         sum_rows(g, kernels, plane, share.get());
       over_row<A>(sums, [&](int64_t i, auto which) {
@@ -91,7 +92,8 @@ void backward_pointwise(const Shape& shape, const Gradients<A>& at) {
     const Matrix<A> g{at.g, kernels, 1};
     if (at.grad_x) product<A>(g, weight, rows, channels, kernels, at.grad_x, channels, nothing_more);
     if (at.grad_w)
-      product<A>(g.transposed(), {at.x, channels, 1}, kernels, channels, rows, at.grad_w, channels, nothing_more, at.grad_b);
+      product<A>(g.transposed(), {at.x, channels, 1}, kernels, channels, rows, at.grad_w, channels, nothing_more,
+                 at.grad_b);
     else if (at.grad_b)
       sum_rows(g.transposed(), kernels, rows, at.grad_b);
     return;
