@@ -11,6 +11,7 @@ from tests.tools import browser
 from tests.tools.test_cost_command import SPEEDS
 
 pytest.importorskip("plotly")
+pytest.importorskip("latex2mathml")
 
 
 class Wide(nn.Module):
@@ -74,6 +75,10 @@ def test_the_page_folds_sorts_draws_and_asks_for_nothing(page, written):
     page.run("document.getElementById('measure').value = 'parameters'")
     page.run("document.getElementById('measure').dispatchEvent(new Event('change'))")
     assert page.run("document.getElementById('parts').data[0].values") == [0, 0, 36, 160, 66]
+    assert page.run("[...document.querySelectorAll('h3')].map(heading => heading.textContent)") == ["Linear"]
+    # 2 N D E, as a browser sets it
+    assert page.run("document.querySelectorAll('math').length") >= 4
+    assert page.run("document.querySelectorAll('math')[1].textContent.replace(/\\s/g, '')") == "2NDE"
     light = page.run("getComputedStyle(document.body).backgroundColor")
     page.dark(True)
     assert page.run("getComputedStyle(document.body).backgroundColor") != light

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
@@ -14,6 +15,8 @@ from nacre.layers import LAYERS
 from nacre.tools.bench.results import Machine
 from nacre.tools.cost.report import CostReport
 from nacre.tools.cost.text import duration, quantity, shapes
+from nacre.tools.formula import NAMES, cost_formula
+from nacre.tools.overview.page import mathml
 
 Values = Mapping[str, Any]
 
@@ -44,7 +47,7 @@ def page(bill: Values) -> str:
         measures=_measures(timed, expected),
         columns=_columns(timed, expected),
         lines=_lines(bill, timed, expected),
-        formulas=[(LAYERS[name].layer.__name__, LAYERS[name].complexity) for name in formulas],
+        formulas=[_formulas(name) for name in formulas],
         data=_embedded({"ceilings": bill["ceilings"], "rows": _drawn(bill, timed, expected)}),
         library=Markup(get_plotlyjs()),
         script=Markup(script),
@@ -54,6 +57,20 @@ def page(bill: Values) -> str:
 def _embedded(values: Any) -> Markup:
     """JSON that no name in it can end the element of."""
     return Markup(json.dumps(values).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def _formulas(name: str) -> tuple[str, str, str, list[tuple[str, Markup]]]:
+    """A layer's class, its letters, how its cost grows, and its counts as formulas, for a usual call."""
+    spec = LAYERS[name]
+    with torch.device("meta"):
+        cost = cost_formula(spec.layer(**spec.cases[0].arguments))
+    counts = [(NAMES[count], mathml(cost.latex(count))) for count in _SHOWN if getattr(cost, count) != 0]
+    counts += [(letter, mathml(cost.latex(letter))) for letter in cost.where]
+    letters = ", ".join(f"{letter} {meaning}" for letter, meaning in cost.letters.items())
+    return spec.layer.__name__, letters, cost.complexity, counts
+
+
+_SHOWN = ("parameters", "flops", "backward_flops", "elementwise_flops", "backward_elementwise_flops", "saved_bytes")
 
 
 def _shapes(of: list[list[int]]) -> str:
