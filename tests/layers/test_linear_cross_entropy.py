@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+import torch._dynamo.testing
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import nacre
@@ -64,17 +65,17 @@ def linear_problem(rows=7, features=3, classes=5, places=()):
     return draw(rows, features), draw(classes, *places, features), draw(classes, *places), target
 
 
-def in_chunks(x, w, b, target, chunk, reduction="mean", weight=None, smoothing=0.0):
-    return OPS["linear_cross_entropy"](x, w, b, target, weight, reduction, -100, smoothing, chunk)
+def in_chunks(x, w, b, target, chunk, reduction="mean", weight=None, smoothing=0.0, formed=(False, False, False)):
+    return OPS["linear_cross_entropy"](x, w, b, target, weight, reduction, -100, smoothing, chunk, list(formed))
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("chunk", [1, 2, 3, 6, 7, 8, None])
 def test_chunks_change_nothing(chunk, reduction):
-    for places in ((), (2,)):
+    for places, form in itertools.product(((), (2,)), (False, reduction != "none")):
         x, w, b, target = linear_problem(places=places)
         weight = torch.rand(5, dtype=torch.float64)
-        found = in_chunks(x, w, b, target, chunk, reduction, weight, 0.1)
+        found = in_chunks(x, w, b, target, chunk, reduction, weight, 0.1, (form,) * 3)
         expected = reference(x, w, target, b, weight=weight, reduction=reduction, label_smoothing=0.1)
         cotangent = torch.rand_like(expected)
         gradients = torch.autograd.grad(found, (x, w, b), cotangent)

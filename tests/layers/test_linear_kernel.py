@@ -15,7 +15,8 @@ pytestmark = pytest.mark.skipif(native.unavailable() != "", reason="the kernels 
 # 131,072 values (above, all threads pack the right factor together), primes, nothing at all
 SHAPES = [
     (1, 1, 1), (5, 2, 3), (6, 15, 16), (7, 17, 15), (13, 63, 65), (65, 64, 63), (3, 1023, 17), (1023, 3, 5),
-    (2, 383, 129), (12, 385, 64), (97, 769, 31), (400, 400, 50), (521, 389, 67), (0, 5, 3), (4, 0, 3), (4, 5, 0),
+    (2, 383, 129), (12, 385, 64), (97, 769, 31), (400, 400, 50), (521, 389, 67),
+    (200, 801, 1700), (0, 5, 3), (4, 0, 3), (4, 5, 0),
 ]  # fmt: skip
 
 

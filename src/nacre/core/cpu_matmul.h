@@ -97,7 +97,7 @@ inline void multiply(Rows<A> left, int64_t rows, int64_t depth, const A* packed,
 // ---- whole products, shared among threads
 
 constexpr int64_t row_block = 32 * tile_rows;           // with a block of the depth: what fits the second cache
-constexpr int64_t shared_values = int64_t{1} << 17;     // a left factor so small that the second cache holds all of it
+constexpr int64_t shared_values = int64_t{1} << 17;     // a left factor so small that the second cache holds it
 constexpr int64_t packed_bytes = int64_t{8} << 20;      // of the right factor at a time
 constexpr int64_t multiply_adds_per_thread = 1 << 18;   // below, starting a thread costs more than it saves
 
@@ -118,13 +118,15 @@ struct Product {
   A* out;
   int64_t out_stride;
   A* row_sums;
+  bool add;
   const Finish& finish;
 
   const Parts depths = Parts(depth, depth_block);
   const Panels<A> panels = Panels<A>(columns);
   const bool in_place = left.column_stride == 1 && !row_sums;
 
-  // A few rows: every thread has its own columns of the right factor, and packs a panel just before it is used.
+  // A few rows: every thread has its own columns of the right factor, and packs a panel just before it is used. As many
+  // panels as the cache holds results for share a block of the left factor.
   void by_columns() const {
     const int64_t per_thread = Parts(multiply_adds_per_thread, std::max<int64_t>(rows * depth * lanes<A>, 1)).count;
     in_parallel(panels.vectors, per_thread, [&](int64_t from, int64_t to) {
@@ -132,17 +134,19 @@ struct Product {
       const Panels<A> own(last - first);
       Scratch<A> packed(panel_vectors * lanes<A> * depths.largest());
       Scratch<A> tiles(in_place ? 0 : packed_rows(rows) * depth + lanes<A>);
-      if (!in_place) pack_tiles(left, rows, depth, tiles.get(), first == 0 ? row_sums : nullptr);
-      for (int64_t panel = 0; panel < own.count; ++panel) {
-        const int64_t n = first + own.begin(panel), n_end = std::min(first + own.begin(panel + 1), last);
+      if (!in_place) pack_tiles(left, rows, depth, tiles.get(), first == 0 ? row_sums : nullptr, add);
+      const Parts groups(own.count, Parts(shared_values, std::max<int64_t>(rows * panel_vectors * lanes<A>, 1)).count);
+      for (int64_t group = 0; group < groups.count; ++group)
         for (int64_t part = 0; part < depths.count; ++part) {
           const int64_t k = depths.begin(part), steps = depths.begin(part + 1) - k;
-          pack_panels(right.at(k, n), steps, n_end - n, packed.get());
           const Rows<A> block = in_place ? Rows<A>(left.at(0, k)) : Rows<A>(tiles.get() + k * tile_rows, depth);
-          multiply_panel(block, rows, steps, packed.get(), n_end - n, part > 0, out + n, out_stride);
+          for (int64_t panel = groups.begin(group); panel < groups.begin(group + 1); ++panel) {
+            const int64_t n = first + own.begin(panel), n_end = std::min(first + own.begin(panel + 1), last);
+            pack_panels(right.at(k, n), steps, n_end - n, packed.get());
+            multiply_panel(block, rows, steps, packed.get(), n_end - n, add || part > 0, out + n, out_stride);
+            if (part + 1 == depths.count) finish(0, rows, n, n_end);
+          }
         }
-        finish(0, rows, n, n_end);
-      }
     });
   }
 
@@ -202,11 +206,11 @@ struct Product {
       for (int64_t part = portion.part; part < portion.part_end; ++part) {
         const Matrix<A> here = left.at(m, depths.begin(part));
         A* sums = portion.panel == 0 && row_sums ? row_sums + m : nullptr;
-        if (!in_place) pack_tiles(here, m_end - m, steps(part), tiles.get(), sums, part > 0);
+        if (!in_place) pack_tiles(here, m_end - m, steps(part), tiles.get(), sums, add || part > 0);
         const Rows<A> block = in_place ? Rows<A>(here) : Rows<A>(tiles.get(), steps(part));
         for (int64_t panel = portion.panel; panel < portion.panel_end; ++panel) {
           const int64_t n = panels.begin(panel), n_end = std::min(panels.begin(panel + 1), columns);
-          multiply_panel(block, m_end - m, steps(part), place(portion, part, panel), n_end - n, part > 0,
+          multiply_panel(block, m_end - m, steps(part), place(portion, part, panel), n_end - n, add || part > 0,
                          out + m * out_stride + n, out_stride);
           if (part + 1 == depths.count) finish(m, m_end, n, n_end);
         }
@@ -217,20 +221,20 @@ struct Product {
 
 // out = left right, (M, N) = (M, K) (K, N). As soon as rows [m0, m1) of columns [n0, n1) are complete, and while they
 // are in the caches, the thread that completed them calls finish(m0, m1, n0, n1). row_sums: (M), the sums of the left
-// factor's rows, where they are asked for.
+// factor's rows, where they are asked for. add: the product, and these sums, are added to what is there.
 template <class A, class Finish>
 void product(Matrix<A> left, Matrix<A> right, int64_t rows, int64_t columns, int64_t depth, A* out, int64_t out_stride,
-             const Finish& finish, A* row_sums = nullptr) {
-  const Product<A, Finish> whole{left, right, rows, columns, depth, out, out_stride, row_sums, finish};
-  if (rows * depth <= shared_values && columns >= rows / 2)
+             const Finish& finish, A* row_sums = nullptr, bool add = false) {
+  const Product<A, Finish> whole{left, right, rows, columns, depth, out, out_stride, row_sums, add, finish};
+  if (rows * (whole.in_place ? whole.depths.largest() : depth) <= shared_values && columns >= rows / 2)
     whole.by_columns();
   else
     whole.by_rows();
 }
 
-// The sums of a matrix's rows, (M) of (M, K), where no product with it is asked for.
+// The sums of a matrix's rows, (M) of (M, K), where no product with it is asked for; or added to what is there.
 template <class A>
-void sum_rows(Matrix<A> matrix, int64_t rows, int64_t depth, A* sums) {
+void sum_rows(Matrix<A> matrix, int64_t rows, int64_t depth, A* sums, bool add = false) {
   const Parts depths(depth, depth_block);
   const int64_t tiles = (rows + tile_rows - 1) / tile_rows;
   const int64_t per_thread = Parts(values_per_thread, std::max<int64_t>(tile_rows * depth, 1)).count;
@@ -239,7 +243,7 @@ void sum_rows(Matrix<A> matrix, int64_t rows, int64_t depth, A* sums) {
     for (int64_t m = from * tile_rows; m < std::min(to * tile_rows, rows); m += tile_rows)
       for (int64_t part = 0; part < depths.count; ++part) {
         const int64_t k = depths.begin(part), steps = depths.begin(part + 1) - k;
-        pack_tiles(matrix.at(m, k), std::min(tile_rows, rows - m), steps, tile.get(), sums + m, part > 0);
+        pack_tiles(matrix.at(m, k), std::min(tile_rows, rows - m), steps, tile.get(), sums + m, add || part > 0);
       }
   });
 }

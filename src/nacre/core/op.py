@@ -112,6 +112,8 @@ class Op:
         backward: the formula's derivative, ``backward(grad, saved, needs) -> gradient`` (a tuple when there are
             several ``gradients``), with None for a gradient that ``needs`` says is not needed. ``grad`` is a tuple
             when ``outputs > 1``, with None for an output that nothing depends on.
+        last_backward: the same for a graph which is not kept, where it may write into saved intermediates and return
+            them; None from it leaves the call to the backward.
         saved: what the backward needs, by name: arguments, outputs, intermediates. Where intermediates are among
             them they must follow from the saved tensors and the arguments which are not tensors, so that a double
             backward can compute them anew: a tensor argument that is not saved is None then.
@@ -136,6 +138,7 @@ class Op:
         *,
         forward: Callable[..., Any],
         backward: Callable[..., Any],
+        last_backward: Callable[..., Any] | None = None,
         saved: Sequence[str],
         gradients: Sequence[str],
         passes: Mapping[str, str] | None = None,
@@ -150,6 +153,7 @@ class Op:
     ) -> None:
         self.name, arguments, returns = _parse(schema)
         self.forward_formula, self.backward_formula = explained(forward) if explained else forward, backward
+        self.last_backward = last_backward
         self.saved, self.gradients, self.outputs = tuple(saved), tuple(gradients), outputs
         self.kernels = tuple(kernels)
         self.backward_kernels = self.kernels if backward_kernels is None else tuple(backward_kernels)
@@ -271,6 +275,17 @@ class Op:
             return self.backward_operator(*arguments)
         return self._run_backward(kernel, reason, *arguments)
 
+    def _last_backward(self, grads: Sequence[Any], saved: Sequence[Any], needs: list[bool]) -> Any:
+        if self.last_backward is None or torch._C._autograd._get_current_graph_task_keep_graph():
+            return None
+        if not _unobserved((*grads, *saved)):
+            return None
+        found = self.last_backward(grads[0] if self.outputs == 1 else grads, saved, needs)
+        if found is not None and recorders:
+            kernel, reason = self._choose_backward((*grads, *saved, needs))
+            record(f"{self.name}_backward", f"{kernel.language} kernel" if kernel else "formula", reason)
+        return found
+
     # ---- autograd
 
     def _autograd(self, keyset: Any, *arguments: Any) -> Any:
@@ -312,7 +327,8 @@ class Op:
             if torch.is_grad_enabled():
                 found = op._differentiable_backward(grads, saved, ctx.settings if op.intermediates else (), needs)
             else:
-                found = op._backward(*grads, *saved, needs)
+                found = op._last_backward(grads, saved, needs)
+                found = op._backward(*grads, *saved, needs) if found is None else found
             for index, gradient in zip(op._gradient_at, (found,) if len(op.gradients) == 1 else found, strict=True):
                 gradients[1 + index] = gradient
             for index, place in op._passes:

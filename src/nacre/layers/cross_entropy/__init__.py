@@ -1,7 +1,7 @@
 """CrossEntropyLoss and LinearCrossEntropyLoss.
 
-To be read in this order: tokens.py (one token), formula.py, linear_formula.py, cost.py, targets.py, layer.py,
-linear_base.py, linear_layer.py, cases.py.
+To be read in this order: tokens.py (one token), formula.py, linear_map.py, linear_formula.py, cost.py, targets.py,
+layer.py, linear_base.py, linear_layer.py, cases.py.
 """
 
 import torch

@@ -9,7 +9,7 @@ from nacre.core.cost import Cost
 from nacre.core.spec import Letters
 
 COMPLEXITY = "time O(N C), saved O(N C)"
-LINEAR_COMPLEXITY = "time O(N D C), saved O(N D)"
+LINEAR_COMPLEXITY = "time O(N D C), saved O(N D + D C)"
 
 
 def sizes(layer: torch.nn.CrossEntropyLoss, input: torch.Tensor, target: torch.Tensor) -> dict[str, Any]:
@@ -144,16 +144,23 @@ def linear_cost(
     """The exact bill.
 
     Forward: 2 D FLOPs for each of the N C logits of each place, one addition with a bias, and the loss of the logits.
-    Backward: the logits once more, and as many FLOPs for dx and for dW; the loss's own backward, whose gradient to the
-    logits serves every other; one addition a logit for db.
+    Backward: as many FLOPs for dx and for dW; the loss's own backward, whose gradient to the logits serves every other;
+    one addition a logit for db.
+    Of a sum or mean, in float32 or float64 and where only dx, dW and db are asked for, the forward does the backward's
+    work as well: it forms these gradients and keeps them, and the backward multiplies each by one number. Otherwise the
+    backward computes the logits once more.
     Logits are neither read nor written: as compulsory traffic counts what goes in and comes out of the whole, and kept
-    are input, target, class weights and 2 numbers a token.
+    are input, target, class weights, 2 numbers a token and the gradients that were formed.
     """
     tokens = rows * places
     logits, product = tokens * classes, 2 * rows * in_features * classes * places
     inputs, parameters = rows * in_features, classes * places * (in_features + bias)
     downstream = 1 - (1 - input_gradient) * (1 - linear_weight_gradient) * (1 - linear_bias_gradient)
     recorded = 1 - (1 - downstream) * (1 - target_gradient)
+    formed = downstream * reduced * (1 - target_gradient) * int(itemsize >= 4)
+    gradients = inputs * input_gradient + classes * places * (
+        in_features * linear_weight_gradient + linear_bias_gradient
+    )
     loss = cost(
         tokens,
         classes,
@@ -168,17 +175,20 @@ def linear_cost(
         target_gradient,
     )
     read = itemsize * (inputs - logits)  # the loss of given logits reads them; this one reads the input
+    later = recorded * (1 - formed)  # what the backward computes itself
+    products = product * (input_gradient + linear_weight_gradient)
+    elementwise = loss.backward_elementwise_flops + logits * linear_bias_gradient
     return Cost(
         parameters=parameters,
-        flops=product,
-        backward_flops=product * (recorded + input_gradient + linear_weight_gradient),
-        elementwise_flops=loss.elementwise_flops + logits * bias,
-        backward_elementwise_flops=loss.backward_elementwise_flops + logits * (bias * recorded + linear_bias_gradient),
-        bytes=loss.bytes + read + itemsize * parameters,
-        backward_bytes=loss.backward_bytes
-        + (read + itemsize * parameters) * recorded
-        - itemsize * logits * downstream
-        + itemsize * inputs * input_gradient
-        + itemsize * classes * places * (in_features * linear_weight_gradient + linear_bias_gradient),
-        saved_bytes=loss.saved_bytes + read * recorded,
+        flops=product + products * formed,
+        backward_flops=(product + products) * later,
+        elementwise_flops=loss.elementwise_flops + logits * bias + elementwise * formed,
+        backward_elementwise_flops=(elementwise + logits * bias) * later + gradients * formed,
+        bytes=loss.bytes + read + itemsize * (parameters + gradients * formed),
+        backward_bytes=(
+            loss.backward_bytes + read + itemsize * parameters - itemsize * logits * downstream + itemsize * gradients
+        )
+        * later
+        + itemsize * (1 + 2 * gradients) * formed,
+        saved_bytes=loss.saved_bytes + read * recorded + itemsize * gradients * formed,
     )

@@ -55,19 +55,6 @@ struct Arguments {
   }
 };
 
-// Writes the losses, or their sum or mean, added in double. losses: (N M); to: (N M) or one number
-template <class T, class A = Accumulator<T>>
-void reduce(const double* losses, const Targets<A>& targets, const Arguments& arguments, T* to) {
-  if (arguments.none) {
-    std::transform(losses, losses + targets.count, to, [](double loss) { return static_cast<T>(static_cast<A>(loss)); });
-    return;
-  }
-  const auto [sum] = sums_over_row<double, 1>(targets.count, [&](int64_t token, auto which) {
-    return std::array<Vector<double>, 1>{load(losses + token, which)};
-  });
-  *to = static_cast<T>(static_cast<A>(arguments.mean ? sum / targets.divisor() : sum));
-}
-
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const Tensor& target,
                                            const std::optional<Tensor>& weight, const std::string& reduction,
                                            int64_t ignore_index, double label_smoothing) {
@@ -97,7 +84,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const Tensor& ta
         tile_losses(x + n * size * inner + first, inner, columns, targets, token, m + token, l + token,
                     losses.get() + token, scratch);
       });
-    reduce(losses.get(), targets, arguments, static_cast<T*>(loss.mutable_data_ptr()));
+    reduce(losses.get(), targets, arguments.mean, arguments.none, static_cast<T*>(loss.mutable_data_ptr()));
   });
   return {loss, maximum, log_sum};
 }

@@ -160,4 +160,17 @@ void tile_gradients(const T* x, int64_t stride, int64_t columns, const Targets<A
   });
 }
 
+// Writes the losses, or their sum or mean, added in double. losses: (N M); to: (N M) or one number
+template <class T, class A = Accumulator<T>>
+void reduce(const double* losses, const Targets<A>& targets, bool mean, bool none, T* to) {
+  if (none) {
+    std::transform(losses, losses + targets.count, to, [](double loss) { return static_cast<T>(static_cast<A>(loss)); });
+    return;
+  }
+  const auto [sum] = sums_over_row<double, 1>(targets.count, [&](int64_t token, auto which) {
+    return std::array<Vector<double>, 1>{load(losses + token, which)};
+  });
+  *to = static_cast<T>(static_cast<A>(mean ? sum / targets.divisor() : sum));
+}
+
 }  // namespace nacre

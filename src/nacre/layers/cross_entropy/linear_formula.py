@@ -9,15 +9,20 @@ Backward, for each chunk: its logits once more, dz from them, m and l as in toke
 
 Together with the forward this takes 8 FLOPs for each pair of a feature and a logit, where keeping the logits takes 6.
 
+The gradients of the losses' sum or mean L are proportional to one number, dL. So the forward can form them for dL = 1
+while it has a chunk's logits, and the backward only multiplies: 6 FLOPs, for which dx, dW and db are kept.
+
 Where W has the shape (C, *D, in_features), z has the shape (rows, C, *D): one distribution for each place in D.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from nacre.layers.cross_entropy import formula, tokens
+from nacre.layers.cross_entropy.linear_map import add, joined, like, linear_gradients, logits, matrix
 from nacre.layers.cross_entropy.tokens import Target
 
 LEAST_ROWS = 256
@@ -33,24 +38,36 @@ def forward(
     ignore_index: int,
     label_smoothing: float,
     chunk: int | None,
+    formed: list[bool],
 ) -> tuple[Tensor, tuple]:
     dtype = torch.promote_types(formula.loss_dtype(input, target, weight), torch.float32)
     aim = Target(target, weight, ignore_index, label_smoothing)
-    parts = []
-    for x, classes in chunks(chunk or chunk_rows(input, linear_weight), input, target):
+    g = row_gradients(input.new_ones((), dtype=dtype), aim, reduction, input, linear_weight)
+    by_row: list[tuple[Any, ...]] = []
+    sums: list[Tensor | None] = [None, None]
+    for x, classes, g_x in chunks(chunk or chunk_rows(input, linear_weight), input, target, g):
         z = logits(x, linear_weight, linear_bias, dtype)
         maximum, log_sum = tokens.log_sum_exp(z)
-        parts.append((tokens.losses(z, maximum, log_sum, aim._replace(classes=classes)), maximum, log_sum))
-    losses, maximum, log_sum = (torch.cat(part) for part in zip(*parts, strict=True))
-    saved = (input, linear_weight, linear_bias, target, weight, reduction, ignore_index, label_smoothing, chunk)
-    return formula.reduce(losses, aim, reduction), (*saved, maximum, log_sum)
+        aim_x = aim._replace(classes=classes)
+        dz, *_ = tokens.gradients(g_x, z, maximum, log_sum, aim_x, [any(formed), False, False])
+        dx, *parts = linear_gradients(dz, x, linear_weight, formed)
+        by_row.append((tokens.losses(z, maximum, log_sum, aim_x), maximum, log_sum, dx))
+        sums = [add(total, part) for total, part in zip(sums, parts, strict=True)]
+    losses, maximum, log_sum, dx = (joined(parts) for parts in zip(*by_row, strict=True))
+    gradients = like((dx, *sums), (input, linear_weight, linear_bias))
+    saved = (input, linear_weight, linear_bias, target, weight, reduction, ignore_index, label_smoothing, chunk, formed)
+    kept = (input.new_empty(0) if gradient is None else gradient for gradient in gradients)
+    return formula.reduce(losses, aim, reduction), (*saved, maximum, log_sum, *kept)
 
 
 def backward(grad: Tensor, saved: tuple, needs: list[bool]) -> tuple[Tensor | None, ...]:
-    input, linear_weight, linear_bias, target, weight, reduction, ignore_index, label_smoothing, chunk = saved[:-2]
-    maximum, log_sum = saved[-2:]
+    input, linear_weight, linear_bias, target, weight, reduction, ignore_index, label_smoothing, chunk = saved[:9]
+    formed, maximum, log_sum, *gradients = saved[9:]
+    if are_formed(needs, formed):
+        found = [grad * gradient if need else None for gradient, need in zip(gradients, needs[:3], strict=True)]
+        return (*found, None, None)
     aim = Target(target, weight, ignore_index, label_smoothing)
-    g = formula.token_gradient(grad.to(maximum.dtype), aim, reduction).expand(maximum.squeeze(1).shape)
+    g = row_gradients(grad.to(maximum.dtype), aim, reduction, input, linear_weight)
     rows = chunk or chunk_rows(input, linear_weight)
     token_needs = [any(needs[:3]), *needs[3:]]
     by_row: list[tuple[Tensor | None, ...]] = []
@@ -61,35 +78,20 @@ def backward(grad: Tensor, saved: tuple, needs: list[bool]) -> tuple[Tensor | No
         dx, dw, db = linear_gradients(dz, x, linear_weight, needs)
         by_row.append((dx, dq))
         sums = [add(total, part) for total, part in zip(sums, (dw, db, dv), strict=True)]
-    dx, dq = (None if parts[0] is None else torch.cat(parts) for parts in zip(*by_row, strict=True))
-    found = zip((dx, *sums[:2], dq, sums[2]), (input, linear_weight, linear_bias, target, weight), strict=True)
-    return tuple(None if d is None else d.reshape(of.shape).to(of.dtype) for d, of in found)
+    dx, dq = (joined(parts) for parts in zip(*by_row, strict=True))
+    return like((dx, *sums[:2], dq, sums[2]), (input, linear_weight, linear_bias, target, weight))
 
 
-def linear_gradients(dz: Tensor | None, x: Tensor, linear_weight: Tensor, needs: list[bool]) -> list[Tensor | None]:
-    if dz is None:
-        return [None, None, None]
-    dz = dz.flatten(1)
-    # the products run in the dtype of x; what is summed over chunks stays in that of dz
-    rounded = dz.to(x.dtype)
-    return [
-        torch.mm(rounded, matrix(linear_weight)) if needs[0] else None,
-        torch.mm(rounded.T, x).to(dz.dtype) if needs[1] else None,
-        dz.sum(0) if needs[2] else None,
-    ]
+def are_formed(needs: list[bool], formed: list[bool]) -> bool:
+    """Whether the forward formed every gradient that is needed."""
+    return any(formed) and all(
+        known or not needed for known, needed in zip((*formed, False, False), needs, strict=True)
+    )
 
 
-def add(total: Tensor | None, part: Tensor | None) -> Tensor | None:
-    return part if total is None or part is None else total + part
-
-
-def logits(x: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    z = torch.mm(x, matrix(linear_weight).T).to(dtype).unflatten(1, linear_weight.shape[:-1])
-    return z if linear_bias is None else z + linear_bias
-
-
-def matrix(linear_weight: Tensor) -> Tensor:
-    return linear_weight.flatten(0, -2)
+def row_gradients(grad: Tensor, aim: Target, reduction: str, input: Tensor, linear_weight: Tensor) -> Tensor:
+    """g of each token, (rows, *D)."""
+    return formula.token_gradient(grad, aim, reduction).expand(input.shape[0], *linear_weight.shape[1:-1])
 
 
 def chunks(rows: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

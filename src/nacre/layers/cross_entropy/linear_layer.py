@@ -1,12 +1,13 @@
 """The cross-entropy loss of a linear map, which never holds every logit, and its functional form."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nacre.core import check
-from nacre.core.choice import torch_instead, unserved
+from nacre.core.choice import cpp_kernel, torch_instead, unserved
 from nacre.core.op import Op
 from nacre.layers.cross_entropy import formula, linear_formula, targets
 from nacre.layers.cross_entropy.linear_base import BASE
@@ -14,13 +15,15 @@ from nacre.layers.cross_entropy.linear_base import BASE
 
 def _fake(
     input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor, weight: Tensor | None,
-    reduction: str, *_: Any,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    reduction: str, *settings: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
     dtype = torch.promote_types(formula.loss_dtype(input, target, weight), torch.float32)
     rows, places = input.shape[0], linear_weight.shape[1:-1]
     loss = input.new_empty((rows, *places) if reduction == "none" else (), dtype=dtype)
-    statistics = input.new_empty((2, rows, 1, *places), dtype=dtype)
-    return loss, *(part.clone() for part in statistics)
+    statistics = [input.new_empty((rows, 1, *places), dtype=dtype) for _ in range(2)]
+    owners = zip((input, linear_weight, linear_bias), settings[-1], strict=True)
+    formed = [of.new_empty(of.shape) if of is not None and form else input.new_empty(0) for of, form in owners]
+    return loss, *statistics, *formed
 
 
 def _fake_backward(
@@ -31,19 +34,48 @@ def _fake_backward(
     return tuple(None if of is None or not needed else of.new_empty(of.shape) for of, needed in owners)
 
 
+def _last_backward(grad: Tensor, saved: Sequence[Any], needs: list[bool]) -> tuple[Tensor | None, ...] | None:
+    """Multiplies the gradients that the forward formed where they lie: they are as large as the parameters."""
+    if not linear_formula.are_formed(needs, saved[_FORMED]):
+        return None
+    formed = [gradient if need else None for gradient, need in zip(saved[-3:], needs, strict=False)]
+    if grad.device.type != "cpu" or grad.item() != 1:  # on other devices, asking would wait for them
+        for gradient in formed:
+            if gradient is not None:
+                gradient.mul_(grad)
+    return (*formed, None, None)
+
+
+_SAVED = (
+    *("input", "linear_weight", "linear_bias", "target", "weight", "reduction", "ignore_index", "label_smoothing"),
+    *("chunk", "formed", "maximum", "log_sum", "formed_input", "formed_linear_weight", "formed_linear_bias"),
+)
+_FORMED = _SAVED.index("formed")
+
 _op = Op(
     "linear_cross_entropy(Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target, Tensor? weight,"
-    " str reduction, SymInt ignore_index, float label_smoothing, int? chunk)"
-    " -> (Tensor loss, Tensor maximum, Tensor log_sum)",
+    " str reduction, SymInt ignore_index, float label_smoothing, int? chunk, bool[] formed)"
+    " -> (Tensor loss, Tensor maximum, Tensor log_sum,"
+    " Tensor formed_input, Tensor formed_linear_weight, Tensor formed_linear_bias)",
     forward=targets.explain_bad_index(linear_formula.forward),
     backward=linear_formula.backward,
-    saved=(
-        *("input", "linear_weight", "linear_bias", "target", "weight"),
-        *("reduction", "ignore_index", "label_smoothing", "chunk", "maximum", "log_sum"),
-    ),
+    last_backward=_last_backward,
+    saved=_SAVED,
     gradients=("input", "linear_weight", "linear_bias", "target", "weight"),
     autocast={"cpu": "lower", "cuda": "lower"},
     autocast_keeps=("target", "weight"),
+    kernels=[
+        cpp_kernel(
+            {
+                "class indices": lambda _, w, b, target, *__: not target.is_floating_point(),
+                "one place": lambda _, linear_weight, *__: linear_weight.dim() == 2,
+                "class weights of the rows' dtype, without a gradient": lambda input, w, b, y, weight, *_: (
+                    weight is None or (weight.dtype is input.dtype and not weight.requires_grad)
+                ),
+            },
+            dtypes=(torch.float32, torch.float64),
+        )
+    ],
     fake=_fake,
     fake_backward=_fake_backward,
 )
@@ -81,7 +113,8 @@ class LinearCrossEntropyLoss(BASE):
 
     Numerics:
         float16 and bfloat16 logits are rounded once, as a linear layer's; everything after them is computed in float32.
-        The largest logit is subtracted first, so logits of any size are safe.
+        The largest logit is subtracted first, so logits of any size are safe. Gradients are formed for a gradient of
+        the loss of 1 and then multiplied by the real one.
 
     Raises:
         IndexError: a target is neither a class nor ``ignore_index``.
@@ -89,8 +122,10 @@ class LinearCrossEntropyLoss(BASE):
         RuntimeError: another shape, dtype or device does not fit.
 
     Cost:
-        C D parameters (and C with a bias) for each place, O(N D C) time. Kept for the backward are
-        the input, the target and 2 numbers a token, not the N C logits, which are computed twice instead.
+        C D parameters (and C with a bias) for each place, O(N D C) time. The forward forms the gradients of input and parameters as well, so that no logit is computed twice; kept for the backward are these,
+        the input, the target and 2 numbers a token. Without ``torch.no_grad`` an evaluation pays for them too. With
+        ``reduction="none"``, gradients to targets or class weights, half precision or autocast no gradients are formed
+        or kept, and the backward computes the logits again.
 
     Paper:
         Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", 2024, arXiv:2411.09009.
@@ -175,10 +210,35 @@ def linear_cross_entropy(
     rows, classes = (input, target) if batched else (input.unsqueeze(0), target.unsqueeze(0))
     chunk = chosen_chunk(options, rows, linear_weight)
     smoothing = max(label_smoothing, 0.0)
-    loss = _op(rows, linear_weight, linear_bias, classes, weight, reduction, ignore_index, smoothing, chunk)
+    formed = _gradients_to_form(rows, linear_weight, linear_bias, classes, weight, reduction)
+    loss = _op(rows, linear_weight, linear_bias, classes, weight, reduction, ignore_index, smoothing, chunk, formed)
     if not check.under_autocast(input):
         loss = loss.to(formula.loss_dtype(input, target, weight))
     return loss if batched or reduction != "none" else loss.squeeze(0)
+
+
+def _gradients_to_form(
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: str,
+) -> list[bool]:
+    """Which gradients the forward forms: those that will be needed, where one number is all that they wait for.
+
+    Not in half precision: there 1 / N may be rounded to nothing before a large gradient of the loss would save it.
+    """
+    later = (
+        reduction == "none"
+        or not torch.is_grad_enabled()
+        or input.itemsize < 4
+        or check.under_autocast(input)
+        or target.requires_grad
+        or (weight is not None and weight.requires_grad)
+        or (not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active())
+    )
+    return [not later and of is not None and of.requires_grad for of in (input, linear_weight, linear_bias)]
 
 
 def chosen_chunk(options: Any, input: Tensor, linear_weight: Tensor) -> int | None:

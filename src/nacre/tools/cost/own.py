@@ -138,7 +138,8 @@ def _cross_entropy(layer: str, given: Given) -> tuple[Cost, int]:
 
 
 def _linear_cross_entropy(layer: str, given: Given) -> tuple[Cost, int]:
-    needs = _needs(given, 4)
+    formed = any(given["formed"])
+    needs = (*given["formed"], False) if formed else _needs(given, 4)
     classes, *places, in_features = given["linear_weight"].shape
     rows = given["input"].numel() // max(in_features, 1)
     bill = LAYERS[layer].cost(
@@ -148,6 +149,7 @@ def _linear_cross_entropy(layer: str, given: Given) -> tuple[Cost, int]:
         places=math.prod(places),
         bias=given["linear_bias"] is not None,
         **_loss_sizes(given),
+        itemsize=4 if formed else 2,  # in half precision no gradients are formed on the way
         input_gradient=needs[0],
         linear_weight_gradient=needs[1],
         linear_bias_gradient=needs[2],
