@@ -122,10 +122,11 @@ class LinearCrossEntropyLoss(BASE):
         RuntimeError: another shape, dtype or device does not fit.
 
     Cost:
-        C D parameters (and C with a bias) for each place, O(N D C) time. The forward forms the gradients of input and parameters as well, so that no logit is computed twice; kept for the backward are these,
-        the input, the target and 2 numbers a token. Without ``torch.no_grad`` an evaluation pays for them too. With
-        ``reduction="none"``, gradients to targets or class weights, half precision or autocast no gradients are formed
-        or kept, and the backward computes the logits again.
+        C D parameters (and C with a bias) for each place, O(N D C) time. The forward forms the gradients of input and
+        parameters as well, so that no logit is computed twice; kept for the backward are these, the input, the target
+        and 2 numbers a token. Without ``torch.no_grad`` an evaluation pays for them too. With ``reduction="none"``,
+        gradients to targets or class weights, half precision or autocast no gradients are formed or kept, and the
+        backward computes the logits again.
 
     Paper:
         Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", 2024, arXiv:2411.09009.
