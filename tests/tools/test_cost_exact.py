@@ -1,5 +1,7 @@
 """The bill against numbers derived by hand; a multiply-add is 2 FLOPs, and every comparison is for equality."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -287,9 +289,11 @@ def test_a_converted_model_has_the_same_bill():
     before = nacre.cost(convertible(), images)
     after = nacre.cost(nacre.convert(convertible()), images)
     assert all(row.kind.startswith("nacre.") for row in after.rows if row.formula)
-    # a block of nacre does its dropout, addition and normalisation in one pass: they have no rows of their own there
+    # a block of nacre does dropout, addition and normalisation in one pass, and what stands between two linear maps in
+    # theirs: they have no rows of their own there
     rows = {row.name: row.total for row in after.rows}
-    assert {row.name for row in before.rows} - set(rows) == {"4.dropout1", "4.norm1", "4.dropout2", "4.norm2"}
+    inside = {"4.dropout1", "4.norm1", "4.linear1", "4.dropout", "4.linear2", "4.dropout2", "4.norm2"}
+    assert {row.name for row in before.rows} - set(rows) == inside
     for row in before.rows:
         for name in ("parameters", "flops", "backward_flops", "elementwise_flops"):
             if row.name in rows:
@@ -378,3 +382,17 @@ def test_unknown_operators_are_named():
     assert report.unknown == {"aten::linalg_inv_ex": 1}
     assert report.flops == 2 * 64 and "linalg_inv_ex" in report.table()
     assert report.rows[0].unknown == report.unknown
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_a_feed_forward_step_costs_what_its_two_maps_do(activation, dropout):
+    """4 x 8 rows through 16 -> 32 -> 16: 2 * 32 * 16 * 32 = 32,768 FLOPs each; backward two products of each map."""
+    layer = nacre.TransformerEncoderLayer(16, 2, 32, dropout, activation=activation, batch_first=True)
+    reference = nacre.convert(copy.deepcopy(layer), to="torch")
+    input = torch.randn(4, 8, 16, requires_grad=True)
+    ours, torchs = nacre.cost(layer, input), nacre.cost(reference, input)
+    # projections 2 * 32 * 16 * 16 * 4 = 65,536; scores and weighted sums 2 * 4 * 2 * 8 * 8 * 8 each = 8,192
+    assert ours.flops == torchs.flops == 2 * 32_768 + 65_536 + 2 * 8_192
+    # the scores are computed once more in the backward
+    assert ours.backward_flops == torchs.backward_flops == 4 * 32_768 + 2 * 65_536 + 5 * 8_192

@@ -23,7 +23,7 @@ Layer = tuple[str, dict[str, Any], bool]  # also whether it may run in one pass 
 
 _COSTS: dict[str, Callable[..., Cost]] = {
     **{name: spec.cost for name, spec in LAYERS.items()},
-    "feed_forward": lambda **own: _feed_forward_cost(**own),
+    "feed_forward": lambda **own: feed_forward_cost(**own),
     "residual_dropout": residual_dropout_cost,
     "residual_dropout_layer_norm": residual_dropout_layer_norm_cost,
 }
@@ -99,7 +99,7 @@ def _fed_forward(found: list[Layer]) -> list[Layer]:
     return together
 
 
-def _feed_forward_cost(parts: tuple[Part, ...]) -> Cost:
+def feed_forward_cost(parts: tuple[Part, ...]) -> Cost:
     """The sum of the layers, but for what they would hand on through memory.
 
     The hidden features are written, kept and read once more. What follows from them until the second map is made anew

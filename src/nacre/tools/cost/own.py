@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nacre.blocks.parts import feed_forward_cost
 from nacre.core.cost import Cost
 from nacre.layers import LAYERS
 from nacre.layers.dropout.cost import residual_cost as residual_dropout_cost
@@ -246,7 +247,40 @@ def _joined(layer: str, given: Given) -> tuple[Cost, int]:
     return bill, 0
 
 
+def _feed_forward(layer: str, given: Given) -> tuple[Cost, int]:
+    """Two linear maps with what stands between them."""
+    needs = _needs(given, 5)
+    hidden_features, in_features = given["weight1"].shape
+    rows = math.prod(given["input"].shape[:-1])
+    inner = {"elements": rows * hidden_features, "input_gradient": any(needs[:3])}
+    activation, _, tanh = given["activation"].partition("_")
+    first = {
+        "rows": rows,
+        "in_features": in_features,
+        "out_features": hidden_features,
+        "bias": given["bias1"] is not None,
+        "input_gradient": needs[0],
+        "weight_gradient": needs[1],
+        "bias_gradient": needs[2],
+    }
+    second = {
+        "rows": rows,
+        "in_features": hidden_features,
+        "out_features": given["weight2"].shape[0],
+        "bias": given["bias2"] is not None if "bias2" in given else needs[4],
+        "input_gradient": any(needs[:3]),
+        "weight_gradient": needs[3],
+        "bias_gradient": needs[4],
+    }
+    between = [(activation, {**inner, "tanh": True} if tanh else inner)]
+    if given["seed"] is not None:
+        between.append(("dropout", {**inner, "active": True}))
+    bill = feed_forward_cost((("linear", {**first, "itemsize": 4}), *between, ("linear", {**second, "itemsize": 4})))
+    return bill, rows * in_features * hidden_features
+
+
 _BILLS = {
+    "feed_forward": _feed_forward,
     "gelu": _activation,
     "relu": _activation,
     "silu": _activation,
