@@ -30,7 +30,7 @@ inline Words product(Words words, uint64_t multiplier) {
 // The even lanes of two vectors by turns: a0 b0 a2 b2 ...
 inline Words even_lanes(Words a, Words b) {
 #if defined(__AVX512F__)
-  return (Words)_mm512_unpacklo_epi64((__m512i)a, (__m512i)b);
+  return (Words)_mm512_maskz_unpacklo_epi64(0xff, (__m512i)a, (__m512i)b);
 #elif defined(__AVX2__)
   return (Words)_mm256_unpacklo_epi64((__m256i)a, (__m256i)b);
 #elif defined(__SSE2__)
@@ -44,7 +44,7 @@ inline Words even_lanes(Words a, Words b) {
 // The odd lanes: a1 b1 a3 b3 ...
 inline Words odd_lanes(Words a, Words b) {
 #if defined(__AVX512F__)
-  return (Words)_mm512_unpackhi_epi64((__m512i)a, (__m512i)b);
+  return (Words)_mm512_maskz_unpackhi_epi64(0xff, (__m512i)a, (__m512i)b);
 #elif defined(__AVX2__)
   return (Words)_mm256_unpackhi_epi64((__m256i)a, (__m256i)b);
 #elif defined(__SSE2__)
