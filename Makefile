@@ -68,7 +68,8 @@ CAPABILITIES := default avx2 best
 SANITIZED_LIBRARIES := all
 SANITIZED_TESTS := tests/test_native.py tests/test_memory.py tests/test_cpu_math.py tests/test_contract.py \
     $(addprefix tests/layers/test_,$(addsuffix .py,layer_norm activation_kernel dropout softmax embedding \
-    cross_entropy_kernel linear_kernel conv2d_kernel attention_kernel))
+    cross_entropy_kernel linear_kernel conv2d_kernel attention_kernel recurrent_kernel linear_cross_entropy_kernel)) \
+    tests/blocks/test_fused.py tests/blocks/test_feed_forward.py
 
 sanitize: .venv/.packages
 	$(CMAKE) -B build/sanitize -DNACRE_SANITIZE=ON

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import nacre
+from nacre.blocks import BLOCKS
 from nacre.core import native
 from nacre.core.choice import Kernel, record_choices
 from nacre.core.op import OPS
@@ -25,7 +26,7 @@ WITH_KERNEL = {name for name, op in OPS.items() if any(kernel.language == "C++" 
 WITHOUT_KERNEL = {"dropout": ("none dropped", "evaluation"), "embedding": ("sparse",)}
 CASES = [
     pytest.param(spec, case, id=f"{spec.name}-{case.name}")
-    for spec in LAYERS.values()
+    for spec in {**LAYERS, **BLOCKS}.values()
     for case in spec.cases
     if WITH_KERNEL & set(spec.operators) and not case.bench
     if not case.name.startswith(WITHOUT_KERNEL.get(spec.name, ()))

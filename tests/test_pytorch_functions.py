@@ -87,8 +87,11 @@ def test_values_and_gradients(function, info, dtype):
         judge_arguments, judge_keywords = in_dtype((arguments, keywords), torch.float64)
         judge_keywords.pop("options", None)  # how the loss is computed, not what
         judge = results(info.op, judge_arguments, judge_keywords)
+        # PyTorch's data have scores of some hundreds, whose rounding errors the exponential takes over: one element's
+        # is luck there, and test_attention_kernel.py compares the errors of many draws
+        slack = 16 if "attention" in info.name else 1
         for index, triple in enumerate(zip(ours, torchs, judge, strict=True)):
-            assert_as_good_as_torch(*triple, dtype, f"result {index} of {keywords}")
+            assert_as_good_as_torch(*triple, dtype, f"result {index} of {keywords}", slack)
         compared += 1
     assert compared
 

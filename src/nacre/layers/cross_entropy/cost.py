@@ -9,7 +9,7 @@ from nacre.core.cost import Cost
 from nacre.core.spec import Letters
 
 COMPLEXITY = "time O(N C), saved O(N C)"
-LINEAR_COMPLEXITY = "time O(N D C), saved O(N D + D C)"
+LINEAR_COMPLEXITY = "time O(N D C), backward O(D (N + C)), saved O(D (N + C))"
 
 
 def sizes(layer: torch.nn.CrossEntropyLoss, input: torch.Tensor, target: torch.Tensor) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Where layers are used: in which blocks and applications, found by building them."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -44,8 +46,15 @@ def _parts(spec: LayerSpec) -> set[str]:
     for case in {str(case.arguments): case for case in spec.cases if not case.bench}.values():
         inputs, keywords = case.make()
         block = spec.layer(**case.arguments).train(case.training)
-        found |= _among(block) | {name for name, _ in spec.sizes(block, *inputs, **keywords).get("parts", ())}
+        found |= _among(block) | set(_names(spec.sizes(block, *inputs, **keywords).get("parts", ())))
     return found - {spec.name}
+
+
+def _names(parts: tuple[tuple[str, dict[str, Any]], ...]) -> Iterator[str]:
+    """The names of parts, and of the parts that they are made of."""
+    for name, sizes in parts:
+        yield name
+        yield from _names(sizes.get("parts", ()))
 
 
 def _modules(spec: ApplicationSpec) -> set[str]:
