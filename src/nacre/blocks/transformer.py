@@ -372,7 +372,7 @@ LAYER_CASES = (
     Case("frozen input", _FIRST, (Normal((2, 3, 4), gradient=False),)),
     Case(
         "BERT",
-        {"d_model": 768, "nhead": 12, "dim_feedforward": 3072, "batch_first": True},
+        {"d_model": 768, "nhead": 12, "dim_feedforward": 3072, "activation": "gelu", "batch_first": True},
         (Normal((8, 128, 768)),),
         random=True,
         bench=True,
