@@ -332,7 +332,7 @@ class Op:
             for index, gradient in zip(op._gradient_at, (found,) if len(op.gradients) == 1 else found, strict=True):
                 gradients[1 + index] = gradient
             for index, place in op._passes:
-                if gradients[1 + index] is None and ctx.needs_input_grad[1 + index]:
+                if gradients[1 + index] is None and needed[1 + index]:
                     gradients[1 + index] = (*grads, *gradients[1:])[place]
             return tuple(gradients)
 

@@ -16,8 +16,7 @@ def forward(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    excess, both = _split(padding)
-    padded = pad(input, excess) if any(excess) else input
+    padded, _, both = _padded(input, padding)
     return torch.ops.aten.convolution(padded, weight, bias, stride, both, dilation, False, [0, 0], groups)
 
 
@@ -31,8 +30,7 @@ def backward(
     groups: int,
     needs: list[bool],
 ) -> tuple[Tensor | None, ...]:
-    excess, both = _split(padding)
-    padded = pad(input, excess) if any(excess) else input
+    padded, excess, both = _padded(input, padding)
     numbers = (weight.shape[:1], stride, both, dilation, False, [0, 0], groups, needs)
     found = torch.ops.aten.convolution_backward(grad, padded, weight, *numbers)
     # oneDNN gives the gradients of weight and bias where one of them is asked for
@@ -67,8 +65,9 @@ def backward_but_for_input(
     return grad_input, *backward(grad, input, weight, *numbers, [False, *needs[1:]])[1:]
 
 
-def _split(padding: Sequence[int]) -> tuple[list[int], list[int]]:
-    """What each side has beyond the opposite one, and what both have: torch's convolution takes the latter only."""
+def _padded(input: Tensor, padding: Sequence[int]) -> tuple[Tensor, list[int], list[int]]:
+    """The input padded by what each side has beyond the opposite one; that; and what both have, for torch to pad."""
     left, right, top, bottom = padding
     across, down = min(left, right), min(top, bottom)
-    return [left - across, right - across, top - down, bottom - down], [down, across]
+    excess = [left - across, right - across, top - down, bottom - down]
+    return pad(input, excess) if any(excess) else input, excess, [down, across]
