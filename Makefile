@@ -56,7 +56,7 @@ native: .venv/.kernels
 	    $(CMAKE) -B build/native && $(BIN)/cmake --build build/native && $(BIN)/cmake --install build/native && \
 	    touch $@; \
 	else \
-	    rm -f src/nacre/_kernels_*; \
+	    rm -f src/nacre/_kernels_* src/nacre/_autograd_*; \
 	    echo "No C++ compiler was found: nacre runs on its formulas, which are slower."; \
 	fi
 
@@ -83,5 +83,5 @@ sanitize: .venv/.packages
 	done
 
 clean:
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache src/nacre/_kernels_*
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache src/nacre/_kernels_* src/nacre/_autograd_*
 	find src tests examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -36,14 +36,17 @@ def probability(name: str, p: float) -> None:
 
 def same_device(name: str, **tensors: torch.Tensor | None) -> None:
     """Raises RuntimeError unless all tensors lie on one device."""
-    _same("device", name, tensors)
+    devices = [tensor.device for tensor in tensors.values() if tensor is not None]
+    if devices.count(devices[0]) < len(devices):
+        raise _differ("device", name, tensors)
 
 
 def same_dtype(name: str, **tensors: torch.Tensor | None) -> None:
     """Raises RuntimeError unless all tensors have one dtype; under autocast, which casts them, it lets them pass."""
-    first = next(tensor for tensor in tensors.values() if tensor is not None)
-    if not under_autocast(first):
-        _same("dtype", name, tensors)
+    given = [tensor for tensor in tensors.values() if tensor is not None]
+    dtypes = [tensor.dtype for tensor in given]
+    if dtypes.count(dtypes[0]) < len(dtypes) and not under_autocast(given[0]):
+        raise _differ("dtype", name, tensors)
 
 
 def under_autocast(tensor: torch.Tensor) -> bool:
@@ -52,10 +55,8 @@ def under_autocast(tensor: torch.Tensor) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
-def _same(attribute: str, name: str, tensors: dict[str, torch.Tensor | None]) -> None:
+def _differ(attribute: str, name: str, tensors: dict[str, torch.Tensor | None]) -> Exception:
     given = {label: getattr(tensor, attribute) for label, tensor in tensors.items() if tensor is not None}
-    if len(set(given.values())) > 1:
-        got = ", ".join(f"{label} of {attribute} {value}" for label, value in given.items())
-        first = next(iter(given))
-        fix = f"Convert the others with .to({first}.{attribute})."
-        raise error(RuntimeError, f"{name} takes tensors of one {attribute}", got, fix)
+    got = ", ".join(f"{label} of {attribute} {value}" for label, value in given.items())
+    fix = f"Convert the others with .to({next(iter(given))}.{attribute})."
+    return error(RuntimeError, f"{name} takes tensors of one {attribute}", got, fix)

@@ -21,6 +21,7 @@ class Kernel:
         language: what it is written in, for :func:`nacre.explain`; ``"torch"`` for torch's own kernel.
         requires: the calls it serves, each condition in words with its predicate of the op's arguments. Before a
             backward, arguments that were not saved are None, but for the first, for which the output's gradient stands.
+        dtypes: those of the first argument which it serves; by default any.
         module: a module to import before the first call on that device; it registers the implementation
             (Triton kernels, so that ``import nacre`` never imports triton). The compiled library of the C++
             kernels is loaded by :mod:`nacre.core.native`.
@@ -32,6 +33,7 @@ class Kernel:
     device: str
     language: str
     requires: Mapping[str, Callable[..., bool]]
+    dtypes: Sequence[torch.dtype] = ()
     module: str | None = None
     function: Callable[..., Any] | None = None
     compiled: bool = True
@@ -51,14 +53,49 @@ class Kernel:
     @functools.cached_property
     def conditions(self) -> str:
         """What it serves, in words."""
-        return "; ".join(self.requires)
+        return "; ".join([*([self._dtypes] if self.dtypes else []), *self.requires])
 
-    def unmet(self, *arguments: Any) -> str:
-        """The first condition which the arguments do not meet, in words; empty when the kernel serves them."""
+    @property
+    def _dtypes(self) -> str:
+        names = [str(dtype).removeprefix("torch.") for dtype in self.dtypes]
+        return f"{', '.join(names[:-1])} or {names[-1]}"
+
+    def refusal(self, arguments: Sequence[Any]) -> str:
+        """Why it does not serve these arguments; empty when it does."""
+        if self.compiled and (missing := self.unavailable()):
+            return missing
+        if self.dtypes and arguments[0].dtype not in self.dtypes:
+            return f"the {self.language} kernel asks for {self._dtypes}"
         for words, holds in self.requires.items():
             if not holds(*arguments):
-                return words
+                return f"the {self.language} kernel asks for {words}"
         return ""
+
+
+def first_serving(kernels: Sequence[Kernel], arguments: Sequence[Any]) -> tuple[Kernel | None, str]:
+    """The kernel that serves these arguments, or None for the formula; and the reason."""
+    device = _device_of(arguments)
+    refusals: list[str] | tuple[str, ...] = ()
+    for kernel in kernels:
+        if kernel.device != device:
+            continue
+        refusal = kernel.refusal(arguments)
+        if refusal:
+            refusals = [*refusals, refusal]
+        elif kernel.compiled or not refusals:
+            return kernel, kernel.conditions
+        else:  # a call which nacre's own kernels refuse goes to torch's for that reason
+            return kernel, "; ".join(dict.fromkeys(refusals))
+    return None, "; ".join(dict.fromkeys(refusals)) or f"no kernel for {device} yet"
+
+
+def _device_of(arguments: Sequence[Any]) -> str:
+    if type(arguments[0]) is torch.Tensor:  # nearly always
+        return arguments[0].device.type
+    for argument in arguments:
+        if isinstance(argument, torch.Tensor):
+            return argument.device.type
+    raise TypeError("an op has at least one tensor among its arguments")
 
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -68,11 +105,7 @@ def cpp_kernel(
     requires: Mapping[str, Callable[..., bool]] | None = None, dtypes: Sequence[torch.dtype] = FLOATS
 ) -> Kernel:
     """A kernel in C++ for these dtypes of its first argument; ``requires`` is what it asks for beside."""
-    names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
-    words = f"{', '.join(names[:-1])} or {names[-1]}"
-    return Kernel(
-        device="cpu", language="C++", requires={words: lambda first, *_: first.dtype in dtypes, **(requires or {})}
-    )
+    return Kernel(device="cpu", language="C++", requires=requires or {}, dtypes=dtypes)
 
 
 @dataclass(frozen=True)
@@ -104,11 +137,18 @@ def record_choices() -> Iterator[list[Choice]]:
     """
     choices: list[Choice] = []
     recorders.append(choices)
+    _tell_autograd()
     try:
         yield choices
     finally:
         # by identity: two recorders that saw the same choices are equal, and list.remove would take the wrong one
         del recorders[next(index for index, recorder in enumerate(recorders) if recorder is choices)]
+        _tell_autograd()
+
+
+def _tell_autograd() -> None:
+    if native.records():
+        torch.ops.nacre_autograd.choices_are_recorded(bool(recorders))
 
 
 def record(operator: str, implementation: str, reason: str) -> None:
@@ -130,6 +170,8 @@ def unserved(*tensors: object) -> str:
             return "a nested tensor"
         if tensor.layout is not torch.strided:
             return f"a tensor of layout {tensor.layout}"
+        if tensor.dtype in FLOATS:  # none of those which follow
+            continue
         if not tensor.is_floating_point() or tensor.itemsize == 1:
             return f"a tensor of dtype {tensor.dtype}"
         if tensor.is_quantized:
@@ -171,7 +213,9 @@ def small(name: str, input: Any, below: int) -> bool:
         input: the input whose elements count.
         below: the number of elements from which nacre's kernel is taken, Python's part considered.
     """
-    return type(input) is torch.Tensor and input.numel() < below and torch_is_ahead(name, input, f"{below:,} values")
+    if type(input) is not torch.Tensor or input.numel() >= below:
+        return False
+    return torch_is_ahead(name, input, f"{below:,} values" if recorders else "")
 
 
 def torch_is_ahead(name: str, input: Any, under: str) -> bool:
@@ -182,7 +226,7 @@ def torch_is_ahead(name: str, input: Any, under: str) -> bool:
         input: the first input.
         under: that size, in words.
     """
-    return whole_by_torch(name, input, f"under {under} torch's own operator is faster")
+    return whole_by_torch(name, input, f"under {under} torch's own operator is faster" if recorders else "")
 
 
 def whole_by_torch(name: str, input: Any, reason: str) -> bool:

@@ -1,7 +1,9 @@
 """Loads the compiled kernels once; without them the formulas serve.
 
 A kernel is compiled once for every instruction set, each into a library of its own, and torch tells which of them
-this processor runs, so that the kernels and torch's own follow the same choice.
+this processor runs, so that the kernels and torch's own follow the same choice. Autograd's part of a call
+(core/autograd.cpp) is one more library, for the one version of torch that it was built with; with any other, and
+without it, Python's serves.
 """
 
 import ctypes
@@ -51,3 +53,22 @@ def find(folder: Path = Path(__file__).parent.parent) -> Path | None:
         for path in folder.glob(f"_kernels_{instructions}.*"):
             return path
     return None
+
+
+@functools.cache
+def records() -> bool:
+    """Loads the library that records the kernels' calls for autograd on its first call; whether there is one.
+
+    Example:
+        >>> records() in (True, False)
+        True
+    """
+    folder = Path(__file__).parent.parent
+    paths = list(folder.glob(f"_autograd_{torch.__version__.partition('+')[0]}.*"))
+    if not paths:
+        return False
+    try:
+        torch.ops.load_library(paths[0])
+    except OSError:  # built for a torch of the same version but of another build
+        return False
+    return True

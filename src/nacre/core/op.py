@@ -14,43 +14,30 @@ every device        the choice: a kernel which serves the arguments, else the fo
 ==================  ==============================================================================================
 
 A plain call which a kernel serves skips the dispatcher: where no mode, transform, autocast, tracer or subclass of a
-tensor is about, only autograd and the choice have a say.
+tensor is about, only autograd and the choice have a say. Where the kernel is compiled, autograd's part of such a call
+is as well (core/autograd.cpp).
 
 Kernels are implementations of the overload ``nacre::<name>.kernel`` (and ``<name>_backward.kernel``), which has the
-same schema: C++ adds ``STABLE_TORCH_LIBRARY_IMPL(nacre, CPU, m)``, Triton registers on ``CUDA``.
+same schema: C++ adds ``STABLE_TORCH_LIBRARY_IMPL(nacre, CPU, m)``, Triton registers on ``CUDA``. A backward that is
+itself differentiated is ``<name>_backward_formula``, plain torch operations.
 """
 
 import functools
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch._C import (
-    _any_requires_grad,
-    _are_functorch_transforms_active,
-    _get_tracing_state,
-    _is_any_autocast_enabled,
-    _len_torch_dispatch_stack,
-    _len_torch_function_stack,
-)
-from torch._C._functorch import is_dead_tensor_wrapper  # type: ignore[attr-defined]
+from torch._C import _any_requires_grad, _are_functorch_transforms_active
 from torch.autograd import forward_ad
-from torch.compiler import is_compiling
 
-from nacre.core.choice import Kernel, record, recorders
+from nacre.core import native
+from nacre.core.choice import Kernel, first_serving, record, recorders
+from nacre.core.dispatch import AUTOCAST_KEYS, apart, made_apart, parse, unobserved, without_autocast
 
 _library = torch.library.Library("nacre", "DEF")
 
 OPS: dict[str, "Op"] = {}
 """Every declared op by its name."""
-
-_AUTOCAST_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA", "xpu": "AutocastXPU", "mps": "AutocastMPS"}
-_ALL_AUTOCAST = functools.reduce(
-    lambda keys, name: keys | torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name)),
-    _AUTOCAST_KEYS.values(),
-    torch._C.DispatchKeySet(torch._C.DispatchKey.Undefined),
-)
 
 
 def call(name: str, *arguments: Any) -> Any:
@@ -58,46 +45,7 @@ def call(name: str, *arguments: Any) -> Any:
     return OPS[name](*arguments)
 
 
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
 _IN_TENSORS = object()  # stands where a saved value is a tensor, which autograd keeps
-
-
-def _device_of(arguments: Sequence[Any]) -> str:
-    for argument in arguments:
-        if isinstance(argument, torch.Tensor):
-            return argument.device.type
-    raise TypeError("an op has at least one tensor among its arguments")
-
-
-def _unobserved(arguments: Sequence[Any]) -> bool:
-    """Whether nothing but autograd stands between a call and its kernel.
-
-    No compiler or tracer, no mode, no transform, no autocast, no subclass of a tensor: then the dispatcher, which would
-    ask each of them in turn, has nothing to say, and a small call takes half the time without it.
-    """
-    if (
-        is_compiling()
-        or _len_torch_dispatch_stack()
-        or _len_torch_function_stack()
-        or _are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or _is_any_autocast_enabled()
-        or _get_tracing_state() is not None
-    ):
-        return False
-    for value in arguments:  # a loop, since a generator takes twice as long
-        kind = type(value)
-        if kind in _PLAIN:
-            if is_dead_tensor_wrapper(value):  # what a transform left behind
-                return False
-        elif isinstance(value, torch.Tensor):
-            return False
-    return True
-
-
-def _without_autocast() -> Any:
-    """Keeps autocast, which has cast an op's arguments already, from the operations inside the op."""
-    return torch._C._ExcludeDispatchKeyGuard(_ALL_AUTOCAST)
 
 
 class Op:
@@ -151,7 +99,7 @@ class Op:
         fake: Callable[..., Any] | None = None,
         fake_backward: Callable[..., Any] | None = None,
     ) -> None:
-        self.name, arguments, returns = _parse(schema)
+        self.name, arguments, returns = parse(schema)
         self.forward_formula, self.backward_formula = explained(forward) if explained else forward, backward
         self.last_backward = last_backward
         self.saved, self.gradients, self.outputs = tuple(saved), tuple(gradients), outputs
@@ -178,7 +126,8 @@ class Op:
         for name, rest in ((self.name, forward_schema), (f"{self.name}_backward", backward_schema)):
             _library.define(name + rest)
             _library.define(f"{name}.kernel{rest}")
-            _library.impl(f"{name}.kernel", torch.library.fallthrough_kernel, "Autograd")
+        self._define_backward_formula(kinds, [*grads, *kept], results)
+        self._recorded = self._have_kernels_recorded()
         self.operator = getattr(torch.ops.nacre, self.name).default
         self.backward_operator = getattr(torch.ops.nacre, f"{self.name}_backward").default
         kernel = getattr(torch.ops.nacre, self.name).kernel
@@ -198,15 +147,17 @@ class Op:
             (self.name, fake or self._formula),
             (f"{self.name}_backward", fake_backward or self._formula_backward),
         ):
-            torch.library.register_fake(f"nacre::{name}", _make_apart(traced), lib=_library)
+            torch.library.register_fake(f"nacre::{name}", made_apart(traced), lib=_library)
         for device, policy in (autocast or {}).items():
-            _library.impl(self.name, self._make_autocast(device, policy), _AUTOCAST_KEYS[device])
+            _library.impl(self.name, self._make_autocast(device, policy), AUTOCAST_KEYS[device])
 
     def __call__(self, *arguments: Any) -> Any:
         """Runs the op; returns its outputs without the intermediates."""
-        kernel, reason = self.choose(*arguments) if _unobserved(arguments) else (None, "")
+        kernel, reason = self.choose(*arguments) if unobserved(arguments) else (None, "")
         if kernel is None:
             results = self.operator(*arguments)
+        elif self._recorded and kernel.function is None and not recorders:
+            results = self._kernel(*arguments)
         elif torch.is_grad_enabled() and _any_requires_grad(*arguments):
             if recorders:
                 record(self.name, f"{kernel.language} kernel", reason)
@@ -220,7 +171,7 @@ class Op:
     # ---- the formula, as the dispatcher sees it: flat arguments, flat results
 
     def _formula(self, *arguments: Any) -> Any:
-        with _without_autocast():
+        with without_autocast():
             output, saved = self.forward_formula(*arguments)
         if len(self.returns) == 1:
             return output
@@ -229,26 +180,26 @@ class Op:
 
     def _formula_backward(self, *arguments: Any) -> Any:
         grads, saved, needs = arguments[: self.outputs], arguments[self.outputs : -1], arguments[-1]
-        with _without_autocast():
+        with without_autocast():
             return self.backward_formula(grads[0] if self.outputs == 1 else grads, saved, needs)
 
     def _formula_apart(self, *arguments: Any) -> Any:
-        return _apart(self._formula(*arguments), arguments)
+        return apart(self._formula(*arguments), arguments)
 
     def _formula_backward_apart(self, *arguments: Any) -> Any:
-        return _apart(self._formula_backward(*arguments), arguments)
+        return apart(self._formula_backward(*arguments), arguments)
 
     # ---- the choice between kernels and formula, where autograd, autocast and transforms are done with
 
     def choose(self, *arguments: Any) -> tuple[Kernel | None, str]:
         """The kernel that serves these arguments, or None for the formula; and the reason."""
-        return _first_serving(self.kernels, arguments)
+        return first_serving(self.kernels, arguments)
 
     def _choose_backward(self, arguments: Sequence[Any]) -> tuple[Kernel | None, str]:
         given = [None if index is None else arguments[index] for index in self._choose_from]
         if self._choose_from[0] is None:
             given[0] = next(grad for grad in arguments[: self.outputs] if grad is not None)
-        return _first_serving(self.backward_kernels, given)
+        return first_serving(self.backward_kernels, given)
 
     def _run(self, kernel: Kernel | None, reason: str, *arguments: Any) -> Any:
         if recorders:
@@ -270,7 +221,7 @@ class Op:
 
     def _backward(self, *arguments: Any) -> Any:
         """The backward of a call, in autograd's hands."""
-        kernel, reason = self._choose_backward(arguments) if _unobserved(arguments) else (None, "")
+        kernel, reason = self._choose_backward(arguments) if unobserved(arguments) else (None, "")
         if kernel is None:
             return self.backward_operator(*arguments)
         return self._run_backward(kernel, reason, *arguments)
@@ -278,7 +229,7 @@ class Op:
     def _last_backward(self, grads: Sequence[Any], saved: Sequence[Any], needs: list[bool]) -> Any:
         if self.last_backward is None or torch._C._autograd._get_current_graph_task_keep_graph():
             return None
-        if not _unobserved((*grads, *saved)):
+        if not unobserved((*grads, *saved)):
             return None
         found = self.last_backward(grads[0] if self.outputs == 1 else grads, saved, needs)
         if found is not None and recorders:
@@ -287,6 +238,32 @@ class Op:
         return found
 
     # ---- autograd
+
+    def _define_backward_formula(self, kinds: Mapping[str, str], saved: Sequence[str], results: str) -> None:
+        """Declares the backward for where it is differentiated: it takes the arguments that are no tensors as well."""
+        is_setting = [not kinds[name].startswith("Tensor") for name in self.arguments]
+        settings = [f"{kinds[name]} set_{name}" for name in self.arguments if not kinds[name].startswith("Tensor")]
+
+        def backward_formula(*arguments: Any) -> Any:
+            grads, values = arguments[: self.outputs], arguments[self.outputs : len(saved)]
+            rest = iter(arguments[len(saved) : -1])
+            given = [next(rest) if setting else None for setting in is_setting]
+            return self._differentiable_backward(grads, values, given, arguments[-1])
+
+        # not an overload of the backward: when Python ends, torch takes overloads of one signature away only in part
+        _library.define(f"{self.name}_backward_formula({', '.join([*saved, *settings, 'bool[] needs'])}) -> {results}")
+        _library.impl(f"{self.name}_backward_formula", backward_formula, "CompositeImplicitAutograd")
+
+    def _have_kernels_recorded(self) -> bool:
+        """Hands autograd's part of compiled kernels to core/autograd.cpp, where it can be; whether it could."""
+        _library.impl(f"{self.name}_backward.kernel", torch.library.fallthrough_kernel, "Autograd")
+        same_kernels = self.backward_kernels is self.kernels and self.last_backward is None
+        if not same_kernels or not native.records():
+            _library.impl(f"{self.name}.kernel", torch.library.fallthrough_kernel, "Autograd")
+            return False
+        passes = [number for pair in self._passes for number in pair]
+        torch.ops.nacre_autograd.record(self.name, self.outputs, self._save_from, self._gradient_at, passes)
+        return True
 
     def _autograd(self, keyset: Any, *arguments: Any) -> Any:
         if _are_functorch_transforms_active() or forward_ad._current_level >= 0:
@@ -350,7 +327,7 @@ class Op:
         if self.intermediates:
             given = dict(zip(self.saved, saved, strict=True))
             arguments = (given.get(name, value) for name, value in zip(self.arguments, settings, strict=True))
-            with _without_autocast():
+            with without_autocast():
                 _, saved = self.forward_formula(*arguments)
         return self._formula_backward(*grads, *saved, needs)
 
@@ -365,7 +342,7 @@ class Op:
 
         def autocast(*arguments: Any) -> Any:
             dtype = torch.float32 if policy == "float32" else torch.get_autocast_dtype(device)
-            with _without_autocast():
+            with without_autocast():
                 return self.operator(
                     *(
                         argument if keep else cast(argument, dtype)
@@ -374,55 +351,3 @@ class Op:
                 )
 
         return autocast
-
-
-def _first_serving(kernels: Sequence[Kernel], arguments: Sequence[Any]) -> tuple[Kernel | None, str]:
-    device = _device_of(arguments)
-    refusals: list[str] = []
-    for kernel in kernels:
-        if kernel.device != device:
-            continue
-        if missing := kernel.unavailable():
-            refusals.append(missing)
-        elif unmet := kernel.unmet(*arguments):
-            refusals.append(f"the {kernel.language} kernel asks for {unmet}")
-        elif kernel.compiled or not refusals:
-            return kernel, kernel.conditions
-        else:  # a call which nacre's own kernels refuse goes to torch's for that reason
-            return kernel, "; ".join(dict.fromkeys(refusals))
-    return None, "; ".join(dict.fromkeys(refusals)) or f"no kernel for {device} yet"
-
-
-def _make_apart(function: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *arguments: _apart(function(*arguments), arguments)
-
-
-def _apart(results: Any, arguments: Sequence[Any]) -> Any:
-    """The results, each in memory of its own.
-
-    A formula may return one of its arguments or a view of it (the gradient of a sum is the gradient itself); an
-    operator may not.
-    """
-    taken = {argument.untyped_storage()._cdata for argument in arguments if isinstance(argument, torch.Tensor)}
-    separate = []
-    for result in results if isinstance(results, tuple) else (results,):
-        if isinstance(result, torch.Tensor) and result.layout is torch.strided:
-            if result.untyped_storage()._cdata in taken:
-                result = result.clone()
-            taken.add(result.untyped_storage()._cdata)
-        separate.append(result)
-    return tuple(separate) if isinstance(results, tuple) else separate[0]
-
-
-def _parse(schema: str) -> tuple[str, dict[str, str], dict[str, str]]:
-    """Name, arguments and returns (name to type) of a schema string."""
-    match = re.fullmatch(r"(\w+)\((.*)\) -> \(?(.*?)\)?", schema)
-    if match is None:
-        raise ValueError(f"an op's schema reads 'name(Type argument, ...) -> (Type output, ...)'; got {schema!r}")
-    name, arguments, returns = match.groups()
-
-    def named(part: str) -> dict[str, str]:
-        pairs = (item.rsplit(" ", 1) for item in part.split(", "))
-        return {label: kind for kind, label in pairs}
-
-    return name, named(arguments), named(returns)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nacre.core import check
-from nacre.core.choice import cpp_kernel, torch_instead, unserved
+from nacre.core.choice import FLOATS, cpp_kernel, torch_instead, unserved
 from nacre.core.op import Op
 from nacre.layers.embedding import formula
 
@@ -138,11 +138,12 @@ def embedding(
         >>> nacre.functional.embedding(torch.tensor(1), torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
         tensor([3., 4.])
     """
-    if reason := _unusual(input, weight, padding_idx, scale_grad_by_freq and sparse):
-        function = torch.nn.functional.embedding
-        options = (padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
-        return torch_instead("embedding", reason, function, input, weight, *options)
-    _validate(input, weight, padding_idx)
+    if not _plain(input, weight, padding_idx, sparse):
+        if reason := _unusual(input, weight, padding_idx, scale_grad_by_freq and sparse):
+            function = torch.nn.functional.embedding
+            options = (padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
+            return torch_instead("embedding", reason, function, input, weight, *options)
+        _validate(input, weight, padding_idx)
     num_embeddings = weight.shape[0]
     if padding_idx is None:
         padding_idx = -1
@@ -151,6 +152,23 @@ def embedding(
     if max_norm is not None:
         _shorten_rows(weight.detach(), input, max_norm, norm_type)
     return _op(weight, input, num_embeddings, padding_idx, scale_grad_by_freq, sparse)
+
+
+def _plain(input: Any, weight: Any, padding_idx: Any, sparse: bool) -> bool:
+    """Whether this is the call that nearly every one is, about which nothing else needs to be asked."""
+    return (
+        type(input) is Tensor
+        and isinstance(weight, Tensor)
+        and padding_idx is None
+        and not sparse
+        and input.dtype in _INDICES
+        and weight.dtype in FLOATS
+        and weight.dim() == 2
+        and weight.shape[0] > 0
+        and weight.device == input.device
+        and weight.layout is input.layout is torch.strided
+        and not (weight.is_nested or input.is_nested)
+    )
 
 
 def _unusual(input: Any, weight: Any, padding_idx: Any, scaled_and_sparse: bool) -> str:

@@ -109,6 +109,16 @@ def layer_norm(
 
 def validate(input: Tensor, normalized_shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None) -> None:
     """Raises RuntimeError unless the four fit together."""
+    shape, dtype = input.shape, input.dtype
+    if (
+        weight is not None
+        and bias is not None
+        and normalized_shape
+        and shape[-len(normalized_shape) :] == weight.shape == bias.shape == normalized_shape
+        and weight.dtype is bias.dtype is dtype
+        and input.device == weight.device == bias.device
+    ):
+        return  # as nearly always, found without the questions that follow
     dimensions = len(normalized_shape)
     if dimensions == 0:
         raise check.error(RuntimeError, "LayerNorm normalises at least one dimension", "normalized_shape = ()")

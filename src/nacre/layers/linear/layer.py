@@ -21,6 +21,7 @@ _op = Op(
 )
 
 _TORCH_BELOW = 1 << 23  # multiply-adds
+_TOO_FEW = f"{_TORCH_BELOW:,} multiply-adds"
 
 
 class Linear(torch.nn.Linear):
@@ -83,20 +84,25 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         >>> nacre.functional.linear(torch.tensor([1.0, 2.0]), torch.tensor([[3.0, 4.0]]), torch.tensor([0.5]))
         tensor([11.5000])
     """
+    if (under := _short_of(input, weight)) and torch_is_ahead("linear", input, under):
+        try:
+            return torch.nn.functional.linear(input, weight, bias)
+        except RuntimeError:
+            pass  # what follows says more clearly what is wrong
     if not _fits(input, weight, bias):
         if reason := unserved(input, weight, bias) or _unusual(weight, bias):
             return torch_instead("linear", reason, torch.nn.functional.linear, input, weight, bias)
         _validate(input, weight, bias)
-    elif (under := _short_of(input, weight)) and torch_is_ahead("linear", input, under):
-        return torch.nn.functional.linear(input, weight, bias)
     return _op(input, weight, bias)
 
 
 def _short_of(input: Tensor, weight: Tensor) -> str:
     """The size that a call lacks to be faster by nacre's kernel; empty when it lacks nothing."""
+    if not (isinstance(input, Tensor) and isinstance(weight, Tensor)) or weight.dim() != 2:
+        return ""
     out_features, in_features = weight.shape
     if input.numel() * out_features < _TORCH_BELOW:
-        return f"{_TORCH_BELOW:,} multiply-adds"
+        return _TOO_FEW
     return "8 features out and 2 features in" if out_features < 8 or in_features < 2 else ""
 
 
