@@ -117,19 +117,20 @@ def cross_entropy(
         tensor(1.3863)
     """
     reduction = targets.reduction_name(reduction, size_average, reduce)
-    if reason := _unserved(input, target, weight):
-        return torch_instead(
-            "cross_entropy",
-            reason,
-            torch.nn.functional.cross_entropy,
-            input,
-            target,
-            weight,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            label_smoothing=label_smoothing,
-        )
-    target = targets.validated("cross_entropy", input.shape, input, target, weight, ignore_index, label_smoothing)
+    if not targets.plain(input, target, weight, label_smoothing):
+        if reason := _unserved(input, target, weight):
+            return torch_instead(
+                "cross_entropy",
+                reason,
+                torch.nn.functional.cross_entropy,
+                input,
+                target,
+                weight,
+                ignore_index=ignore_index,
+                reduction=reduction,
+                label_smoothing=label_smoothing,
+            )
+        target = targets.validated("cross_entropy", input.shape, input, target, weight, ignore_index, label_smoothing)
     return _op(input, target, weight, reduction, ignore_index, max(label_smoothing, 0.0))
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nacre.core import check
+from nacre.core.choice import FLOATS
 
 
 def reduction_name(reduction: str, size_average: bool | None = None, reduce: bool | None = None) -> str:
@@ -20,6 +21,22 @@ def reduction_name(reduction: str, size_average: bool | None = None, reduce: boo
     if size_average is not None or reduce is not None:
         reduction = torch.nn._reduction.legacy_get_string(size_average, reduce)
     return ("none", "mean", "sum")[torch.nn._reduction.get_enum(reduction)]
+
+
+def plain(input: Tensor, target: Tensor, weight: Tensor | None, label_smoothing: float) -> bool:
+    """Whether this is what nearly every call is: rows of logits and a class index each, as they should be."""
+    return (
+        weight is None
+        and input.dim() == 2
+        and input.dtype in FLOATS
+        and target.dtype is torch.int64
+        and target.shape == input.shape[:1]
+        and input.shape[1] > 0
+        and input.device == target.device
+        and input.layout is target.layout is torch.strided
+        and not (input.is_nested or target.is_nested)
+        and label_smoothing <= 1
+    )
 
 
 def validated(
@@ -37,9 +54,6 @@ def validated(
         ValueError: the batch sizes differ.
         RuntimeError: another shape, dtype or device does not fit.
     """
-    plain = weight is None and target.dtype is torch.int64 and len(logits) == 2 and target.shape == logits[:1]
-    if plain and label_smoothing <= 1 and target.device == input.device:
-        return target  # what nearly every call is, found without the questions that follow
     if label_smoothing > 1:
         rule = "label_smoothing must be between 0.0 and 1.0, the share of the target spread over all classes"
         raise check.error(RuntimeError, rule, f"label_smoothing = {label_smoothing}")
