@@ -58,6 +58,15 @@ def test_a_right_factor_packed_in_parts():
         assert torch.equal(ours.double(), judge)
 
 
+@pytest.mark.parametrize("rows", range(1, 10))
+@pytest.mark.parametrize(("in_features", "out_features"), [(1, 17), (15, 1), (63, 65), (131, 7), (1023, 40)])
+def test_few_rows_are_exact_too(rows, in_features, out_features):
+    tensors = [torch.randint(-2, 3, tensor.shape).float() for tensor in drawn(rows, in_features, out_features)]
+    judges = results(F.linear, *(tensor.double() for tensor in tensors))
+    for ours, judge in zip(kernel_results(*tensors), judges, strict=True):
+        assert torch.equal(ours.double(), judge)
+
+
 LAYOUTS = {
     "unaligned": lambda tensor: torch.cat([torch.zeros(1), tensor.flatten()])[1:].view(tensor.shape),
     "transposed": lambda tensor: tensor.t().contiguous().t(),
@@ -67,17 +76,20 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.parametrize("rows", [37, 3])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("which", ["input", "weight", "grad"])
-def test_any_layout(which, layout):
-    tensors = dict(zip(("input", "weight", "bias", "grad"), drawn(37, 43, 29), strict=True))
+def test_any_layout(which, layout, rows):
+    tensors = dict(zip(("input", "weight", "bias", "grad"), drawn(rows, 43, 29), strict=True))
     tensors[which] = LAYOUTS[layout](tensors[which])
     dense = results(F.linear, *(tensor.double().contiguous() for tensor in tensors.values()))
     for ours, judge in zip(kernel_results(*tensors.values()), dense, strict=True):
         torch.testing.assert_close(ours.double(), judge, rtol=0, atol=2e-5)  # sums of 43 products of about 1
 
 
-@pytest.mark.parametrize("shape", [(64, 784, 300), (523, 300, 401), (4100, 20, 33)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(64, 784, 300), (523, 300, 401), (4100, 20, 33), (1, 1023, 701), (7, 640, 515)], ids=str
+)
 def test_same_bits_for_any_number_of_threads(shape):
     tensors = drawn(*shape)
     torch.set_num_threads(1)
@@ -118,7 +130,13 @@ def test_infinities_and_nan_stay_in_their_rows():
 @pytest.mark.usual_sizes
 @pytest.mark.parametrize(
     ("shape", "implementation"),
-    [((64, 64, 64), "torch"), ((20_000, 70, 7), "torch"), ((64, 784, 300), "C++ kernel")],
+    [
+        ((64, 64, 64), "torch"),
+        ((1, 64, 64), "torch"),
+        ((1, 784, 500), "C++ kernel"),
+        ((20_000, 70, 7), "torch"),
+        ((64, 784, 300), "C++ kernel"),
+    ],
     ids=str,
 )
 def test_who_runs_which_sizes(shape, implementation):

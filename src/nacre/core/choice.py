@@ -62,7 +62,7 @@ class Kernel:
 
     def refusal(self, arguments: Sequence[Any]) -> str:
         """Why it does not serve these arguments; empty when it does."""
-        if self.compiled and (missing := self.unavailable()):
+        if missing := self.unavailable():
             return missing
         if self.dtypes and arguments[0].dtype not in self.dtypes:
             return f"the {self.language} kernel asks for {self._dtypes}"

@@ -11,6 +11,7 @@
 
 #include <algorithm>
 
+#include "nacre/core/cpu_few_rows.h"
 #include "nacre/core/cpu_memory.h"
 #include "nacre/core/cpu_primitives.h"
 
@@ -125,7 +126,32 @@ struct Product {
   const Panels<A> panels = Panels<A>(columns);
   const bool in_place = left.column_stride == 1 && !row_sums;
 
-  // A few rows: every thread has its own columns of the right factor, and packs a panel just before it is used. As many
+  bool has_few_rows() const {
+    return rows <= few_rows && !row_sums && (right.row_stride == 1 || right.column_stride == 1);
+  }
+
+  // As few rows as one sample has: the right factor is not packed at all.
+  void by_few_rows() const {
+    const bool dots = right.row_stride == 1;
+    Scratch<A> copy(in_place ? 0 : rows * depth);
+    if (!in_place)
+      for (int64_t m = 0; m < rows; ++m)
+        for (int64_t k = 0; k < depth; ++k) copy.get()[m * depth + k] = *left.at(m, k).values;
+    const A* from = in_place ? left.values : copy.get();
+    const int64_t stride = in_place ? left.row_stride : depth, unit = few_rows_columns<A>;
+    const int64_t per_thread = Parts(few_rows_values_per_thread, std::max<int64_t>(depth * unit, 1)).count;
+    in_parallel((columns + unit - 1) / unit, per_thread, [&](int64_t begin, int64_t end) {
+      const int64_t n = begin * unit, n_end = std::min(end * unit, columns);
+      const A* here = right.at(0, n).values;
+      if (dots)
+        few_rows_by_dots(from, stride, rows, here, right.column_stride, depth, n_end - n, add, out + n, out_stride);
+      else
+        few_rows_by_sums(from, stride, rows, here, right.row_stride, depth, n_end - n, add, out + n, out_stride);
+      finish(0, rows, n, n_end);
+    });
+  }
+
+  // Some rows: every thread has its own columns of the right factor, and packs a panel just before it is used. As many
   // panels as the cache holds results for share a block of the left factor.
   void by_columns() const {
     const int64_t per_thread = Parts(multiply_adds_per_thread, std::max<int64_t>(rows * depth * lanes<A>, 1)).count;
@@ -226,7 +252,9 @@ template <class A, class Finish>
 void product(Matrix<A> left, Matrix<A> right, int64_t rows, int64_t columns, int64_t depth, A* out, int64_t out_stride,
              const Finish& finish, A* row_sums = nullptr, bool add = false) {
   const Product<A, Finish> whole{left, right, rows, columns, depth, out, out_stride, row_sums, add, finish};
-  if (rows * (whole.in_place ? whole.depths.largest() : depth) <= shared_values && columns >= rows / 2)
+  if (whole.has_few_rows())
+    whole.by_few_rows();
+  else if (rows * (whole.in_place ? whole.depths.largest() : depth) <= shared_values && columns >= rows / 2)
     whole.by_columns();
   else
     whole.by_rows();

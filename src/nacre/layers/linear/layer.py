@@ -22,6 +22,9 @@ _op = Op(
 
 _TORCH_BELOW = 1 << 23  # multiply-adds
 _TOO_FEW = f"{_TORCH_BELOW:,} multiply-adds"
+_FEW_ROWS = 8  # which a kernel of their own multiplies (core/cpu_few_rows.h)
+_WEIGHTS_OF_FEW = 1 << 18
+_TOO_SMALL = f"{_WEIGHTS_OF_FEW:,} weights"
 
 
 class Linear(torch.nn.Linear):
@@ -101,6 +104,8 @@ def _short_of(input: Tensor, weight: Tensor) -> str:
     if not (isinstance(input, Tensor) and isinstance(weight, Tensor)) or weight.dim() != 2:
         return ""
     out_features, in_features = weight.shape
+    if input.numel() <= _FEW_ROWS * in_features:
+        return _TOO_SMALL if in_features * out_features < _WEIGHTS_OF_FEW else ""
     if input.numel() * out_features < _TORCH_BELOW:
         return _TOO_FEW
     return "8 features out and 2 features in" if out_features < 8 or in_features < 2 else ""
