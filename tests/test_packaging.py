@@ -28,7 +28,7 @@ print(native.unavailable() or "the kernels serve")
 def build_wheel(folder: Path, **environment: str) -> tuple[Path, Path]:
     """Builds a wheel from a copy of the sources; returns it and the folder it was unpacked to.
 
-    Of the kernels' libraries it has the plain one alone, which compiles fastest; the others differ in flags alone.
+    Of the kernels' libraries it has the plain one alone, and that one not optimised: what compiles fastest.
     """
     sources = folder / "sources"
     shutil.copytree(
@@ -36,7 +36,7 @@ def build_wheel(folder: Path, **environment: str) -> tuple[Path, Path]:
     )
     subprocess.run(
         [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--no-deps", "--no-build-isolation"]
-        + ["--config-settings=cmake.define.NACRE_INSTRUCTION_SETS=baseline"]
+        + ["--config-settings=cmake.define.NACRE_INSTRUCTION_SETS=baseline", "--config-settings=cmake.build-type=Debug"]
         + ["--quiet", "--wheel-dir", folder, sources],
         env={**os.environ, **environment},
         check=True,

@@ -72,6 +72,18 @@ def forward(module, given):
         return module(*given.args, **given.kwargs)
 
 
+def forward_and_gradients(module, given):
+    """The outputs, and the gradients of their sum with respect to the inputs that ask for one and the parameters."""
+    args, keywords = fresh(given.args), fresh(given.kwargs)
+    with freeze_rng_state():
+        torch.manual_seed(11)
+        output = module(*args, **keywords)
+    wishes = [t for t in (*tensors((args, keywords)), *module.parameters()) if t.requires_grad]
+    loss = sum(t.sum() for t in tensors(output) if t.requires_grad)
+    gradients = torch.autograd.grad(loss, wishes, allow_unused=True) if torch.is_tensor(loss) else ()
+    return output, [torch.zeros_like(wish) if g is None else g for g, wish in zip(gradients, wishes, strict=True)]
+
+
 def assert_same(first, second, **tolerance):
     for one, other in zip(tensors(first), tensors(second), strict=True):
         torch.testing.assert_close(one, other, equal_nan=True, **tolerance)
@@ -95,14 +107,14 @@ def test_forward(info, training, dtype):
 @pytest.mark.parametrize(("info", "training"), EVERY)
 def test_same_as_torch(info, training):
     """Beyond PyTorch's own references: the torch.nn module with the same state, wherever nothing is drawn at random."""
-    for module, item in built(info, torch.float64, training, every=True):
+    for module, item in built(info, torch.float64, training, requires_grad=True, every=True):
         if training and any(getattr(part, "dropout", 0) or getattr(part, "p", 0) for part in module.modules()):
             continue
         reference = info.module_cls(*item.constructor_input.args, **item.constructor_input.kwargs)
         reference = reference.double().train(training)
         reference.load_state_dict(module.state_dict())
-        # float64: products and sums in another order
-        assert_same(forward(module, item.forward_input), forward(reference, item.forward_input), rtol=1e-9, atol=1e-11)
+        results = forward_and_gradients(module, item.forward_input), forward_and_gradients(reference, item.forward_input)
+        assert_same(*results, rtol=1e-9, atol=1e-11)  # float64: products and sums in another order
     assert repr(module) is not None
 
 
@@ -207,16 +219,22 @@ def check_gradients(info, training, check):
         assert check(function, values, fast_mode=True)
 
 
-@pytest.mark.parametrize(("info", "training"), EVERY)
+# once where training changes nothing; the containers' derivatives are those of the layers in them, which are checked by
+# themselves, and test_same_as_torch compares their gradients with torch's
+DIFFERENTIATED = [
+    param
+    for param in EVERY
+    for info, training in [param.values]
+    if info.module_cls not in CONTAINERS and (training or info.train_and_eval_differ)
+]
+
+
+@pytest.mark.parametrize(("info", "training"), DIFFERENTIATED)
 def test_gradients(info, training):
     check_gradients(info, training, torch.autograd.gradcheck)
 
 
-# the containers' second derivatives are those of the layers in them, which are checked by themselves
-@pytest.mark.parametrize(
-    ("info", "training"),
-    [p for p in EVERY if p.values[0].supports_gradgrad and p.values[0].module_cls not in CONTAINERS],
-)
+@pytest.mark.parametrize(("info", "training"), [p for p in DIFFERENTIATED if p.values[0].supports_gradgrad])
 def test_second_gradients(info, training):
     check_gradients(info, training, torch.autograd.gradgradcheck)
 
