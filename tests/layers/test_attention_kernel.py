@@ -68,6 +68,8 @@ SIZES = {
     "65 of 63, wide values": three(65, 63, 16, 130),
     "image tokens": three(197, 197, 64),
     "one query": three(1, 130, 64),
+    "few queries of few features": three(8, 67, 5),
+    "few queries of many keys": three(3, 203, 80, 100, (1, 2)),
     "one key": three(130, 1, 8),
     "no leading dimensions": three(97, 99, 20, leading=()),
     "five dimensions": three(7, 9, 20, leading=(2, 1, 3)),
@@ -114,9 +116,10 @@ def test_a_mask_in_float32_beside_half_precision(dtype):
 
 
 @DTYPES
+@pytest.mark.parametrize("queries", [1, 65])
 @pytest.mark.parametrize("key_heads", [1, 2, 3])
-def test_grouped_queries(key_heads, dtype):
-    arguments = (normal(2, 6, 65, 20), normal(2, key_heads, 70, 20, seed=1), normal(2, key_heads, 70, 24, seed=2))
+def test_grouped_queries(key_heads, queries, dtype):
+    arguments = (normal(2, 6, queries, 20), normal(2, key_heads, 70, 20, seed=1), normal(2, key_heads, 70, 24, seed=2))
     assert_as_good(arguments, {"enable_gqa": True}, dtype)
 
 
@@ -165,9 +168,10 @@ def in_other_places(tensor):
     return [flat, packed, tensor.mT.contiguous().mT, wide[..., 1]]
 
 
+@pytest.mark.parametrize("queries", [5, 37])
 @pytest.mark.parametrize("place", range(4), ids=["unaligned", "heads split off", "transposed", "every second"])
-def test_strides(place):
-    arguments = three(37, 41, 20)
+def test_strides(place, queries):
+    arguments = three(queries, 41, 20)
     expected = kernel_results(attention, arguments, {"is_causal": True})
     moved = [in_other_places(argument)[place] for argument in arguments]
     found = kernel_results(attention, moved, {"is_causal": True})
@@ -253,6 +257,8 @@ CALLS = {
     "dropout of all": ((33, 35, 8), None, None, 1.0, False, True),
     "weights": ((70, 66, 20), None, None, 0.0, False, True),
     "weights, causal": ((70, 66, 20), None, None, 0.0, True, True),
+    "few queries, dropout and weights": ((4, 131, 20), None, None, 0.3, True, True),
+    "few queries, both masks": ((4, 67, 8), normal(4, 67, seed=3), normal(2, 1, 1, 67, seed=4) > 0, 0.2, False, False),
     "both masks": ((33, 35, 8), normal(33, 35, seed=3), normal(2, 1, 1, 35, seed=4), 0.2, False, True),
     "mask of each head": ((33, 35, 8), normal(3, 33, 35, seed=3), normal(35, seed=4) > 0, 0.0, True, False),
     "masks of queries and keys": ((33, 35, 8), normal(3, 33, 1, seed=3), normal(1, 35, seed=4), 0.2, False, False),
@@ -301,9 +307,10 @@ def test_a_blind_query_where_weights_are_returned():
 @pytest.mark.usual_algorithms
 @pytest.mark.parametrize("leading", [(1, 1), (4, 8)], ids=["one head", "many heads"])
 @pytest.mark.parametrize("is_causal", [False, True], ids=["all", "causal"])
-def test_same_bits_for_any_number_of_threads(leading, is_causal):
+@pytest.mark.parametrize("queries", [2, 205])
+def test_same_bits_for_any_number_of_threads(leading, is_causal, queries):
     arguments = (
-        *three(205, 203, 20, leading=leading),
+        *three(queries, 203, 20, leading=leading),
         None,
         None,
         torch.tensor(3),

@@ -24,6 +24,7 @@ struct AttentionBackward {
   const Parts blocks = shape.blocks(2);
   const int64_t stride = shape.template row_stride<A>();
   const bool needs_scores = to.query || to.key || to.scores, needs_value = to.value && grad_output;
+  const bool few = has_few_queries(shape);
 
   // A head of keys and values is one task, whose gradients of keys and values are added up in the order of its blocks
   // of queries. Few heads are cut into chunks, as the shape alone tells, whose sums are added in their order.
@@ -62,7 +63,7 @@ struct AttentionBackward {
   struct Room {
     Scratch<A> key_columns, key_rows, value_columns;              // panels of K', K and V'
     Scratch<A> queries, query_panels, gradients, gradient_panels;  // c Q and G of a block, as rows and as panels
-    Scratch<A> weights, scores, p, query_gradients, sums;
+    Scratch<A> weights, scores, p, query_gradients, sums, copied;
     Scratch<int32_t> kept;
     int64_t packed = -1;
 
@@ -74,11 +75,11 @@ struct AttentionBackward {
           query_panels(packed_size<A>(rows, shape.features)), gradients(rows * shape.value_features),
           gradient_panels(packed_size<A>(rows, shape.value_features)), weights(rows * stride), scores(rows * stride),
           p(stride), query_gradients(rows * shape.features), sums(sums_size),
-          kept(WeightDropout<A>::buffer_size(shape.keys)) {}
+          copied(few_keys * shape.features), kept(WeightDropout<A>::buffer_size(shape.keys)) {}
   };
 
   void pack(int64_t head, Room& room) const {
-    pack_panels(given.key.of(head).transposed(), shape.features, shape.keys, room.key_columns.get());
+    if (!few) pack_panels(given.key.of(head).transposed(), shape.features, shape.keys, room.key_columns.get());
     if (to.query) pack_panels(given.key.of(head), shape.keys, shape.features, room.key_rows.get());
     if (grad_output)
       pack_panels(given.value.of(head).transposed(), shape.value_features, shape.keys, room.value_columns.get());
@@ -99,8 +100,12 @@ struct AttentionBackward {
     const int64_t rows = last - first, seen = shape.seen(last);
     A *weights = room.weights.get(), *scores = room.scores.get();
     read_rows<T, A>(given.query.of(head, first), rows, shape.features, static_cast<A>(shape.scale), room.queries.get());
-    multiply_columns<A>({room.queries.get(), shape.features, 1}, rows, shape.features, room.key_columns.get(),
-                        shape.keys, seen, weights, stride);
+    if (few)
+      multiply_few<T, A>(room.queries.get(), rows, given.key.of(head / shape.group), shape, room.copied.get(), weights,
+                         stride);
+    else
+      multiply_columns<A>({room.queries.get(), shape.features, 1}, rows, shape.features, room.key_columns.get(),
+                          shape.keys, seen, weights, stride);
     if (grad_output) {
       read_rows<T, A>(grad_output.of(head, first), rows, shape.value_features, A(1), room.gradients.get());
       if (needs_scores)

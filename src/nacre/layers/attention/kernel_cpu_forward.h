@@ -1,7 +1,7 @@
 // Attention forward: formula.py, a block of queries at a time with all the keys that they see.
 #pragma once
 
-#include "nacre/layers/attention/kernel_cpu_rows.h"
+#include "nacre/layers/attention/kernel_cpu_few.h"
 
 namespace nacre {
 
@@ -37,6 +37,7 @@ struct AttentionForward {
   const int64_t stride = shape.template row_stride<A>();
 
   void run() const {
+    if (has_few_queries(shape)) return run_few();
     in_parallel(shape.heads * blocks.count, given.blocks_per_thread(blocks.size / blocks.count, 2),
                 [&](int64_t from, int64_t to) {
                   Room room(*this);
@@ -85,6 +86,34 @@ struct AttentionForward {
                       room.outputs.get());
     write_rows<T, A>(room.outputs.get(), rows, shape.value_features, A(1), room.factors.get(), output.at(head, first),
                      output.places.row_stride, output.places.column_stride);
+  }
+
+  // Few queries of a head of keys, as where a text is written token by token: packing would be most of the work.
+  void run_few() const {
+    const int64_t values = shape.keys * (shape.features + shape.value_features);
+    in_parallel(shape.key_heads(), std::max<int64_t>(values_per_thread / values, 1), [&](int64_t from, int64_t to) {
+      FewRoom<A> room(shape, stride);
+      for (int64_t head = from; head < to; ++head) attend_few(head, room);
+    });
+  }
+
+  void attend_few(int64_t key_head, FewRoom<A>& room) const {
+    const int64_t first = key_head * shape.group;
+    for (int64_t i = 0; i < shape.group; ++i)
+      read_rows<T, A>(given.query.of(first + i), shape.queries, shape.features, static_cast<A>(shape.scale),
+                      room.queries.get() + i * shape.queries * shape.features);
+    multiply_few<T, A>(room.queries.get(), room.rows, given.key.of(key_head), shape, room.copied.get(),
+                       room.scores.get(), stride);
+    for (int64_t row = 0; row < room.rows; ++row) {
+      const int64_t query = row % shape.queries;
+      room.factors.get()[row] = soften(first + row / shape.queries, query, shape.seen(query + 1),
+                                       room.scores.get() + row * stride, room.kept.get());
+    }
+    room.gather(given.value.of(key_head));
+    for (int64_t i = 0; i < shape.group; ++i)
+      write_rows<T, A>(room.outputs.get() + i * shape.queries * shape.value_features, shape.queries,
+                       shape.value_features, A(1), room.factors.get() + i * shape.queries, output.at(first + i),
+                       output.places.row_stride, output.places.column_stride);
   }
 
   // Turns a row of scores into weights that lack a factor, which it returns.
