@@ -97,7 +97,8 @@ struct AttentionBackward {
   }
 
   void run_block(int64_t head, int64_t first, int64_t last, A* key_sums, Room& room) const {
-    const int64_t rows = last - first, seen = shape.seen(last);
+    const int64_t rows = last - first;
+    const Span seen = few ? Span{0, shape.seen(last)} : given.seen(head, first, last);
     A *weights = room.weights.get(), *scores = room.scores.get();
     read_rows<T, A>(given.query.of(head, first), rows, shape.features, static_cast<A>(shape.scale), room.queries.get());
     if (few)
@@ -112,7 +113,8 @@ struct AttentionBackward {
         multiply_columns<A>({room.gradients.get(), shape.value_features, 1}, rows, shape.value_features,
                             room.value_columns.get(), shape.keys, seen, scores, stride);
     }
-    for (int64_t r = 0; r < rows; ++r) run_row(head, first + r, seen, weights + r * stride, scores + r * stride, room);
+    for (int64_t r = 0; r < rows; ++r)
+      run_row(head, first + r, seen, weights + r * stride + seen.begin, scores + r * stride + seen.begin, room);
     if (needs_value)
       add_transposed(weights, rows, seen, room.gradients.get(), shape.value_features, room.gradient_panels.get(),
                      key_sums + shape.keys * shape.features);
@@ -126,30 +128,33 @@ struct AttentionBackward {
     }
   }
 
-  // From scores and dW to W and dA; beyond the keys that the query sees both are 0.
-  void run_row(int64_t head, int64_t query, int64_t seen, A* weights, A* scores, Room& room) const {
-    const int64_t count = shape.seen(query + 1), row = head * shape.queries + query;
-    given.masks.apply(head, query, count, weights);
-    const int32_t* kept = given.dropout ? given.dropout->draw(head, query, count, room.kept.get()) : nullptr;
+  // From scores and dW to W and dA, from the first seen key on; of the keys that this query does not see both are 0.
+  void run_row(int64_t head, int64_t query, Span seen, A* weights, A* scores, Room& room) const {
+    const Span keys{seen.begin, std::clamp(shape.seen(query + 1), seen.begin, seen.end)};
+    const int64_t count = keys.size(), row = head * shape.queries + query;
+    given.masks.apply(head, query, keys, weights);
+    const int32_t* kept = given.dropout ? given.dropout->draw(head, query, keys, room.kept.get()) : nullptr;
     if (!grad_output || !needs_scores) std::fill(scores, scores + count, A(0));
     if (grad_weights) {
       const Matrix<T> h = grad_weights.of(head, query);
-      for (int64_t j = 0; j < count; ++j) scores[j] += static_cast<A>(*h.at(0, j).values);
+      for (int64_t j = 0; j < count; ++j) scores[j] += static_cast<A>(*h.at(0, keys.begin + j).values);
     }
     row_gradient<A>(weights, scores, count, {row_maximum[row], row_sum[row]}, given.dropped(), kept, room.p.get());
-    std::fill(weights + count, weights + seen, A(0));
-    std::fill(scores + count, scores + seen, A(0));
+    std::fill(weights + count, weights + seen.size(), A(0));
+    std::fill(scores + count, scores + seen.size(), A(0));
     if (to.scores) {
       A* at = to.scores.at(head, query);
-      std::fill(std::copy(scores, scores + count, at), at + shape.keys, A(0));
+      std::fill(at, at + keys.begin, A(0));
+      std::fill(std::copy(scores, scores + count, at + keys.begin), at + shape.keys, A(0));
     }
   }
 
-  // sums += left' right, for left (rows, seen) and right (rows, columns). sums: (S, columns)
-  void add_transposed(const A* left, int64_t rows, int64_t seen, const A* right, int64_t columns, A* panels,
+  // sums += left' right, for the columns of a span of left (rows, S), and right (rows, columns). sums: (S, columns)
+  void add_transposed(const A* left, int64_t rows, Span seen, const A* right, int64_t columns, A* panels,
                       A* sums) const {
     pack_panels(Matrix<A>{right, columns, 1}, rows, columns, panels);
-    multiply(Rows<A>(Matrix<A>{left, 1, stride}), seen, rows, panels, columns, true, sums, columns);
+    multiply(Rows<A>(Matrix<A>{left + seen.begin, 1, stride}), seen.size(), rows, panels, columns, true,
+             sums + seen.begin * columns, columns);
   }
 
   void write_sums(int64_t head, const A* sums) const {

@@ -15,6 +15,12 @@ struct Attention {
   std::optional<WeightDropout<A>> dropout;
   bool need_weights;
 
+  // Outside of these keys queries `first` to `last` of a head see none. Weights that are returned are asked of all keys.
+  Span seen(int64_t head, int64_t first, int64_t last) const {
+    const Span keys{0, shape.seen(last)};
+    return need_weights ? keys : masks.visible(head, first, last, keys);
+  }
+
   const WeightDropout<A>* dropped() const { return dropout ? &*dropout : nullptr; }
 
   // At least as many blocks a thread as make it worth its start; `products`: how many a block has.
@@ -71,16 +77,17 @@ struct AttentionForward {
   }
 
   void attend(int64_t head, int64_t first, int64_t last, Room& room) const {
-    const int64_t rows = last - first, seen = shape.seen(last);
+    const int64_t rows = last - first;
+    const Span seen = given.seen(head, first, last);
     A* scores = room.scores.get();
     read_rows<T, A>(given.query.of(head, first), rows, shape.features, static_cast<A>(shape.scale), room.queries.get());
     multiply_columns<A>({room.queries.get(), shape.features, 1}, rows, shape.features, room.keys.get(), shape.keys,
                         seen, scores, stride);
     for (int64_t r = 0; r < rows; ++r) {
       A* row = scores + r * stride;
-      const int64_t count = shape.seen(first + r + 1);
-      room.factors.get()[r] = soften(head, first + r, count, row, room.kept.get());
-      std::fill(row + count, row + seen, A(0));
+      const Span keys{seen.begin, std::clamp(shape.seen(first + r + 1), seen.begin, seen.end)};
+      room.factors.get()[r] = soften(head, first + r, keys, row + keys.begin, room.kept.get());
+      std::fill(row + keys.end, row + seen.end, A(0));
     }
     multiply_depth<A>({scores, stride, 1}, rows, seen, room.values.get(), shape.keys, shape.value_features,
                       room.outputs.get());
@@ -106,7 +113,7 @@ struct AttentionForward {
                        room.scores.get(), stride);
     for (int64_t row = 0; row < room.rows; ++row) {
       const int64_t query = row % shape.queries;
-      room.factors.get()[row] = soften(first + row / shape.queries, query, shape.seen(query + 1),
+      room.factors.get()[row] = soften(first + row / shape.queries, query, Span{0, shape.seen(query + 1)},
                                        room.scores.get() + row * stride, room.kept.get());
     }
     room.gather(given.value.of(key_head));
@@ -117,9 +124,10 @@ struct AttentionForward {
   }
 
   // Turns a row of scores into weights that lack a factor, which it returns.
-  A soften(int64_t head, int64_t query, int64_t count, A* row, int32_t* buffer) const {
-    given.masks.apply(head, query, count, row);
-    const int32_t* kept = given.dropout ? given.dropout->draw(head, query, count, buffer) : nullptr;
+  A soften(int64_t head, int64_t query, Span keys, A* row, int32_t* buffer) const {
+    const int64_t count = keys.size();
+    given.masks.apply(head, query, keys, row);
+    const int32_t* kept = given.dropout ? given.dropout->draw(head, query, keys, buffer) : nullptr;
     A maximum = maximum_of_row(row, count);
     const bool empty = maximum == -infinity<A> && !given.need_weights;
     if (empty) maximum = 0;  // a finite one: exp(-inf - 0) is 0
