@@ -38,7 +38,7 @@ struct AttentionBackward {
                 [&](int64_t from, int64_t to) {
                   Room room(*this);
                   for (int64_t task = from; task < to; ++task) {
-                    const int64_t head = task / chunks;
+                    const int64_t head = shape.key_head_at(task / chunks);
                     A* own = chunks > 1 ? sums.get() + task * sums_size : room.sums.get();
                     if (head != room.packed) pack(head, room);
                     run_chunk(head, task % chunks, own, room);
@@ -48,13 +48,13 @@ struct AttentionBackward {
     if (chunks == 1) return;
     const int64_t heads_per_thread = std::max<int64_t>(values_per_thread / (chunks * sums_size), 1);
     in_parallel(shape.key_heads(), heads_per_thread, [&](int64_t from, int64_t to) {
-      for (int64_t head = from; head < to; ++head) {
-        A* first = sums.get() + head * chunks * sums_size;
+      for (int64_t i = from; i < to; ++i) {
+        A* first = sums.get() + i * chunks * sums_size;
         for (int64_t chunk = 1; chunk < chunks; ++chunk)
-          over_row<A>(sums_size, [&](int64_t i, auto which) {
-            store(first + i, load(first + i, which) + load(first + chunk * sums_size + i, which), which);
+          over_row<A>(sums_size, [&](int64_t at, auto which) {
+            store(first + at, load(first + at, which) + load(first + chunk * sums_size + at, which), which);
           });
-        write_sums(head, first);
+        write_sums(shape.key_head_at(i), first);
       }
     });
   }

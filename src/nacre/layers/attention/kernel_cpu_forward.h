@@ -48,8 +48,9 @@ struct AttentionForward {
                 [&](int64_t from, int64_t to) {
                   Room room(*this);
                   for (int64_t task = from; task < to; ++task) {
-                    const int64_t head = task / blocks.count;
-                    if (head / shape.group != room.packed) pack(head / shape.group, room);
+                    const int64_t i = task / blocks.count, key_head = shape.key_head_at(i / shape.group);
+                    const int64_t head = key_head * shape.group + i % shape.group;
+                    if (key_head != room.packed) pack(key_head, room);
                     const int64_t block = Shape::block_at(task % blocks.count, blocks.count);
                     attend(head, blocks.begin(block), blocks.begin(block + 1), room);
                   }
@@ -100,7 +101,7 @@ struct AttentionForward {
     const int64_t values = shape.keys * (shape.features + shape.value_features);
     in_parallel(shape.key_heads(), std::max<int64_t>(values_per_thread / values, 1), [&](int64_t from, int64_t to) {
       FewRoom<A> room(shape, stride);
-      for (int64_t head = from; head < to; ++head) attend_few(head, room);
+      for (int64_t head = from; head < to; ++head) attend_few(shape.key_head_at(head), room);
     });
   }
 

@@ -132,6 +132,12 @@ struct Shape {
 
   int64_t key_heads() const { return heads / group; }
 
+  // The i-th head of keys in the order of work: sequences by turns, of which masks may leave one thread's all short.
+  int64_t key_head_at(int64_t i) const {
+    const int64_t heads_each = leading.empty() ? 1 : leading.back() / group, sequences = key_heads() / heads_each;
+    return i % sequences * heads_each + i / sequences;
+  }
+
   // How many keys the first `count` queries may see.
   int64_t seen(int64_t count) const { return is_causal ? std::min(count, keys) : keys; }
 
