@@ -94,3 +94,11 @@ def test_attention_of_few_queries_without_a_backward_is_torchs():
     assert few_queries(1, requires_grad=True)[0] != "torch"
     with torch.no_grad():
         assert few_queries(1, requires_grad=True)[0] == "torch"
+
+
+def test_errors_of_few_queries_are_as_clear():
+    query = torch.randn(1, 2, 3, 8)
+    with pytest.raises(RuntimeError, match="a value for each key"):
+        nacre.functional.scaled_dot_product_attention(query, query, query[:, :, :2])
+    with pytest.raises(RuntimeError, match="one dtype"):
+        nacre.functional.scaled_dot_product_attention(query, query.double(), query)
