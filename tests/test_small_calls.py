@@ -75,3 +75,30 @@ def test_compiled_small_calls_stay_nacres():
         found = layer(input)
     assert [choice.implementation for choice in choices] != ["torch"]
     torch.testing.assert_close(found, torch.nn.functional.gelu(input))
+
+
+def few_queries(queries, keys=64, **keywords):
+    """Which implementation attention chooses, and whether the result is torch's to the bit."""
+    query, *others = (torch.randn(1, 4, length, 16, **keywords) for length in (queries, keys, keys))
+    with record_choices() as choices:
+        found = nacre.functional.scaled_dot_product_attention(query, *others)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, *others)
+    torch.testing.assert_close(found, expected)
+    return [choice.implementation for choice in choices][-1], torch.equal(found, expected)
+
+
+def test_attention_of_few_queries_without_a_backward_is_torchs():
+    assert few_queries(1) == few_queries(20) == few_queries(20, 9000) == ("torch", True)
+    assert few_queries(33)[0] != "torch"
+    assert few_queries(2, 9000)[0] != "torch"  # so many keys that nacre's kernel is ahead
+    assert few_queries(1, requires_grad=True)[0] != "torch"
+    with torch.no_grad():
+        assert few_queries(1, requires_grad=True)[0] == "torch"
+
+
+def test_errors_of_few_queries_are_as_clear():
+    query = torch.randn(1, 2, 3, 8)
+    with pytest.raises(RuntimeError, match="a value for each key"):
+        nacre.functional.scaled_dot_product_attention(query, query, query[:, :, :2])
+    with pytest.raises(RuntimeError, match="one dtype"):
+        nacre.functional.scaled_dot_product_attention(query, query.double(), query)

@@ -7,8 +7,10 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import nacre
+from nacre.core import native
 from nacre.core.choice import record_choices
 
 
@@ -121,6 +123,24 @@ def test_block_takes_a_single_sequence():
 def test_a_learned_mask_has_its_gradient():
     block, plain = both(causal=True)
     assert_same_results(block, plain, (tokens(3, 4, 8), NUMBERS))
+
+
+@pytest.mark.skipif(bool(native.unavailable()), reason=native.unavailable())
+def test_a_causal_block_makes_no_matrix_of_tokens_by_tokens():
+    block, largest = nacre.TransformerBlock(8, 2, causal=True), 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            nonlocal largest
+            found = function(*arguments, **(keywords or {}))
+            for tensor in found if isinstance(found, tuple) else (found,):
+                largest = max(largest, tensor.untyped_storage().nbytes())
+            return found
+
+    x = torch.randn(1, 512, 8)
+    with Watch():
+        block(x)
+    assert 0 < largest < 512 * 512
 
 
 @pytest.mark.parametrize("given", MASKS)

@@ -13,7 +13,7 @@ from torch.nn.attention import bias
 import nacre
 from nacre.core.choice import record_choices
 from nacre.core.random import keep_mask
-from nacre.layers.attention.cost import cost
+from nacre.layers.attention.cost import cost, sizes
 from tests.support import assert_as_good_as_torch, fresh, in_dtype, tensors
 
 attention = nacre.functional.scaled_dot_product_attention
@@ -64,6 +64,25 @@ def test_flops_of_a_vision_transformer():
     bill = cost(batch=1, queries=197, keys=197, embed_dim=768, num_heads=12)
     assert bill.flops == 8 * 197 * 768**2 + 4 * 197**2 * 768
     assert bill.backward_flops == 2 * bill.flops + 2 * 197**2 * 768
+
+
+def test_traffic_of_the_backward_by_what_is_trained():
+    # 2 x 5 tokens of 8: 80 values each of input, Q, K, V, heads and output; 64 of a projection's weight; 2 numbers for
+    # each of 20 rows of scores; 50 mean weights
+    layer, x = nacre.MultiheadAttention(8, 2, batch_first=True), torch.empty(2, 5, 8)
+
+    def backward_values(trained, x):
+        for name, parameter in layer.named_parameters():
+            parameter.requires_grad_(name.startswith(trained))
+        bill = cost(**sizes(layer, x, x, x))
+        return bill.backward_bytes / 4
+
+    everything = 80 + 3 * 80 + 40 + 80 + 80 + 50 + 4 * 64 + 80 + 3 * (64 + 8) + (64 + 8)
+    assert backward_values(("in", "out"), x.clone().requires_grad_()) == everything
+    assert backward_values(("in", "out"), x) == everything - 3 * 64 - 80  # neither W_in is read nor dx written
+    assert backward_values((), x.clone().requires_grad_()) == 3 * 80 + 40 + 80 + 50 + 4 * 64 + 80
+    assert backward_values("out", x) == 80 + 80 + (64 + 8)
+    assert backward_values((), x) == 0
 
 
 def test_cost_in_symbols():

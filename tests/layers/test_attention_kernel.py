@@ -68,6 +68,8 @@ SIZES = {
     "65 of 63, wide values": three(65, 63, 16, 130),
     "image tokens": three(197, 197, 64),
     "one query": three(1, 130, 64),
+    "few queries of few features": three(8, 67, 5),
+    "few queries of many keys": three(3, 203, 80, 100, (1, 2)),
     "one key": three(130, 1, 8),
     "no leading dimensions": three(97, 99, 20, leading=()),
     "five dimensions": three(7, 9, 20, leading=(2, 1, 3)),
@@ -93,6 +95,10 @@ MASKS = {
     "transposed": (normal(211, 197, seed=4) > 0).T,
     "blind queries": normal(197, 1, seed=4) > 0,
     "nothing seen": torch.zeros(197, 211, dtype=torch.bool),
+    "padding": (torch.arange(211) < torch.tensor([3, 150])[:, None])[:, None, None],
+    "padding in front": (torch.arange(211) >= torch.tensor([130, 207])[:, None])[:, None, None],
+    "blocks": torch.block_diag(torch.ones(60, 50), torch.ones(37, 90), torch.ones(100, 71)) > 0,
+    "one key of all": torch.zeros(197, 211, dtype=torch.bool).index_fill(1, torch.tensor(100), True),
 }
 
 
@@ -114,9 +120,10 @@ def test_a_mask_in_float32_beside_half_precision(dtype):
 
 
 @DTYPES
+@pytest.mark.parametrize("queries", [1, 65])
 @pytest.mark.parametrize("key_heads", [1, 2, 3])
-def test_grouped_queries(key_heads, dtype):
-    arguments = (normal(2, 6, 65, 20), normal(2, key_heads, 70, 20, seed=1), normal(2, key_heads, 70, 24, seed=2))
+def test_grouped_queries(key_heads, queries, dtype):
+    arguments = (normal(2, 6, queries, 20), normal(2, key_heads, 70, 20, seed=1), normal(2, key_heads, 70, 24, seed=2))
     assert_as_good(arguments, {"enable_gqa": True}, dtype)
 
 
@@ -165,9 +172,10 @@ def in_other_places(tensor):
     return [flat, packed, tensor.mT.contiguous().mT, wide[..., 1]]
 
 
+@pytest.mark.parametrize("queries", [5, 37])
 @pytest.mark.parametrize("place", range(4), ids=["unaligned", "heads split off", "transposed", "every second"])
-def test_strides(place):
-    arguments = three(37, 41, 20)
+def test_strides(place, queries):
+    arguments = three(queries, 41, 20)
     expected = kernel_results(attention, arguments, {"is_causal": True})
     moved = [in_other_places(argument)[place] for argument in arguments]
     found = kernel_results(attention, moved, {"is_causal": True})
@@ -246,6 +254,8 @@ def flat(function, arguments):
     return [*given, *gradients], {choice.implementation for choice in choices}
 
 
+BLOCKS = torch.block_diag(torch.ones(31, 40), torch.ones(70, 63), torch.ones(30, 30)) > 0
+
 CALLS = {
     "dropout": ((197, 197, 20), None, None, 0.1, False, False),
     "dropout, causal": ((130, 131, 20), None, None, 0.3, True, False),
@@ -253,7 +263,12 @@ CALLS = {
     "dropout of all": ((33, 35, 8), None, None, 1.0, False, True),
     "weights": ((70, 66, 20), None, None, 0.0, False, True),
     "weights, causal": ((70, 66, 20), None, None, 0.0, True, True),
+    "few queries, dropout and weights": ((4, 131, 20), None, None, 0.3, True, True),
+    "few queries, both masks": ((4, 67, 8), normal(4, 67, seed=3), normal(2, 1, 1, 67, seed=4) > 0, 0.2, False, False),
     "both masks": ((33, 35, 8), normal(33, 35, seed=3), normal(2, 1, 1, 35, seed=4), 0.2, False, True),
+    "blocks, dropout, causal": ((131, 133, 8), BLOCKS, None, 0.2, True, False),
+    "blocks, a mask of numbers": ((131, 133, 8), BLOCKS, normal(2, 1, 1, 133, seed=4), 0.2, False, False),
+    "blocks, weights": ((131, 133, 8), BLOCKS.logical_or(torch.arange(133) == 0), None, 0.0, False, True),
     "mask of each head": ((33, 35, 8), normal(3, 33, 35, seed=3), normal(35, seed=4) > 0, 0.0, True, False),
     "masks of queries and keys": ((33, 35, 8), normal(3, 33, 1, seed=3), normal(1, 35, seed=4), 0.2, False, False),
 }
@@ -295,15 +310,30 @@ def test_a_blind_query_where_weights_are_returned():
     assert output[..., [0, 1, 3, 4], :].isfinite().all()
 
 
+def test_what_no_query_of_a_block_sees_is_not_even_read():
+    """NaN in keys and values beyond what a mask lets anyone see reaches nothing."""
+    query, key, value = three(70, 300, 16)
+    seen = (torch.arange(300) >= 128) & (torch.arange(300) < 140)
+    expected = results(attention, (query, key[:, :, 128:140], value[:, :, 128:140]), {})
+    for tensor in (key, value):
+        tensor[:, :, :128] = tensor[:, :, 192:] = math.nan
+    found = results(attention, (query, key, value), {"attn_mask": seen})
+    for one, other in zip(found, expected, strict=True):
+        one = one[:, :, 128:140] if one.shape[2] == 300 else one
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)  # float32: a dozen terms in another order
+    assert all(not gradient[:, :, :128].any() and not gradient[:, :, 140:].any() for gradient in found[2:])
+
+
 # ---- threads, memory, arguments
 
 
 @pytest.mark.usual_algorithms
 @pytest.mark.parametrize("leading", [(1, 1), (4, 8)], ids=["one head", "many heads"])
 @pytest.mark.parametrize("is_causal", [False, True], ids=["all", "causal"])
-def test_same_bits_for_any_number_of_threads(leading, is_causal):
+@pytest.mark.parametrize("queries", [2, 205])
+def test_same_bits_for_any_number_of_threads(leading, is_causal, queries):
     arguments = (
-        *three(205, 203, 20, leading=leading),
+        *three(queries, 203, 20, leading=leading),
         None,
         None,
         torch.tensor(3),

@@ -14,7 +14,7 @@ import nacre
 from nacre.blocks import BLOCKS
 from nacre.cli import main
 from nacre.layers import LAYERS
-from nacre.tools.bench import children, machine, measuring, run, worker
+from nacre.tools.bench import children, comparing, machine, measuring, run, worker
 from nacre.tools.bench.results import COMPILED, COPY, NACRE, TORCH, Ceilings, Row, Side
 from nacre.tools.bench.run import bench
 from nacre.tools.bench.selection import Settings, selected
@@ -152,7 +152,7 @@ def test_page_faults_are_counted():
 )
 def test_right_results_pass(name):
     spec, case = case_of(name)
-    assert worker.check_case(spec, case, QUICK)[0] == {}
+    assert comparing.check_case(spec, case, QUICK)[0] == {}
 
 
 class ForgottenBias(nacre.LayerNorm):
@@ -214,33 +214,33 @@ def planted(layer, name):
 )
 def test_wrong_results_are_refused(layer, name, problem):
     spec, case = planted(layer, name)
-    refused, _ = worker.check_case(spec, case, QUICK)
+    refused, _ = comparing.check_case(spec, case, QUICK)
     assert list(refused) == [NACRE]
     assert refused[NACRE].wrong and refused[NACRE].seconds is None
     assert problem in refused[NACRE].problem and "\n" not in refused[NACRE].problem
-    assert NACRE not in worker.time_case(spec, case, QUICK, refused)
+    assert NACRE not in comparing.time_case(spec, case, QUICK, refused)
 
 
 def test_a_compiler_that_cannot_is_reported_and_no_wrong_result(monkeypatch):
     def cannot(module):
         raise torch._dynamo.exc.Unsupported("it cannot")
 
-    monkeypatch.setattr(worker, "compiled", cannot)
+    monkeypatch.setattr(comparing, "compiled", cannot)
     spec, case = case_of("layer_norm/rows")
-    refused, _ = worker.check_case(spec, case, dataclasses.replace(QUICK, compile=True))
+    refused, _ = comparing.check_case(spec, case, dataclasses.replace(QUICK, compile=True))
     assert list(refused) == [COMPILED]
     assert "it cannot" in refused[COMPILED].problem
     assert not refused[COMPILED].wrong
 
 
 def test_a_case_is_checked_once_for_all_allocators(monkeypatch):
-    monkeypatch.setattr(worker, "apart", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(comparing, "apart", lambda function, *arguments: function(*arguments))
     checks = []
-    monkeypatch.setattr(worker, "check_case", lambda *arguments: checks.append(arguments) or ({}, "formula"))
+    monkeypatch.setattr(comparing, "check_case", lambda *arguments: checks.append(arguments) or ({}, "formula"))
     spec, case = case_of("layer_norm/rows")
-    first = worker.measured(spec, case, QUICK, "default", Ceilings(1.0, 1.0))
+    first = comparing.measured(spec, case, QUICK, "default", Ceilings(1.0, 1.0))
     first = dataclasses.replace(first, sides={**first.sides, NACRE: Side(problem="off", wrong=True)})
-    second = worker.measured(spec, case, QUICK, "kept", Ceilings(1.0, 1.0), first)
+    second = comparing.measured(spec, case, QUICK, "kept", Ceilings(1.0, 1.0), first)
     assert len(checks) == 1
     assert second.allocator == "kept" and second.implementation == "formula"
     assert second.sides[NACRE] == first.sides[NACRE] and second.sides[TORCH].seconds > 0
@@ -248,20 +248,20 @@ def test_a_case_is_checked_once_for_all_allocators(monkeypatch):
 
 def test_a_process_that_dies_is_a_wrong_result(monkeypatch):
     def apart(function, *arguments):
-        if function is worker.check_case:
+        if function is comparing.check_case:
             raise ChildProcessError("the process ended with status 3")
         return function(*arguments)
 
-    monkeypatch.setattr(worker, "apart", apart)
+    monkeypatch.setattr(comparing, "apart", apart)
     spec, case = case_of("layer_norm/rows")
-    found = worker.measured(spec, case, QUICK, "default", Ceilings(1.0, 1.0))
+    found = comparing.measured(spec, case, QUICK, "default", Ceilings(1.0, 1.0))
     assert found.wrong and "status 3" in found.sides[NACRE].problem
 
 
 def test_functions_run_apart():
     # in a process of its own: forking one that has run threads, as this may have, is not what a worker does
     code = (
-        "import os; from nacre.tools.bench.worker import apart\n"
+        "import os; from nacre.tools.bench.comparing import apart\n"
         "print(apart(os.getpid) != os.getpid(), apart(abs, -3))\n"
         "try: apart(os._exit, 3)\n"
         "except ChildProcessError as error: print(error)"
@@ -276,8 +276,8 @@ def test_a_layer_that_torch_does_not_have_is_judged_by_its_own_float64():
 
     spec, case = planted(Own, "layer_norm/rows")
     spec = dataclasses.replace(spec, replaces=None)
-    assert worker.check_case(spec, case, QUICK)[0] == {}
-    assert list(worker.time_case(spec, case, QUICK, ())) == [NACRE, COPY]
+    assert comparing.check_case(spec, case, QUICK)[0] == {}
+    assert list(comparing.time_case(spec, case, QUICK, ())) == [NACRE, COPY]
 
 
 # ---- the command
@@ -292,7 +292,7 @@ def in_this_process(monkeypatch):
 
     monkeypatch.setattr(run, "run_job", run_job)
     monkeypatch.setattr(run, "other_load", lambda: 1.5)
-    monkeypatch.setattr(worker, "apart", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(comparing, "apart", lambda function, *arguments: function(*arguments))
     monkeypatch.setattr(worker, "measure_ceilings", lambda settings: Ceilings(1e11, 1e10))
 
 

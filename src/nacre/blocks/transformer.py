@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nacre.blocks.fused import feed_forward, residual_dropout, residual_dropout_layer_norm, runs_unseen
 from nacre.blocks.parts import letters_of, sizes, sum_of_parts
 from nacre.core import check
-from nacre.core.choice import torch_instead
+from nacre.core.choice import torch_instead, unserved
 from nacre.core.spec import Case, LayerSpec, Letters, Made, Normal
 from nacre.layers import LAYERS
 from nacre.layers.activation import GELU, ReLU, SiLU
@@ -140,7 +140,10 @@ class TransformerBlock(nn.Module):
 
     def _gather(self, x: Tensor, attn_mask: Tensor | None, key_padding_mask: Tensor | None) -> Tensor:
         hinted = self.causal and attn_mask is None
-        if self.causal:
+        if hinted and key_padding_mask is None and runs_unseen(self.attn, MultiheadAttention) and not unserved(x):
+            # nobody reads it, so that one value stands for the matrix of tokens by tokens
+            attn_mask = torch.ones((), dtype=torch.bool, device=x.device).expand(x.shape[-2], x.shape[-2])
+        elif self.causal:
             attn_mask = _with_later_tokens(attn_mask, x)
         gathered, _ = self.attn(
             x, x, x, key_padding_mask=key_padding_mask, need_weights=False, attn_mask=attn_mask, is_causal=hinted

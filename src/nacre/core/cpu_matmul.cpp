@@ -74,19 +74,36 @@ void add_rows(const A* tile, int64_t depth, int64_t rows, bool add, A* sums) {
   for (int64_t r = 0; r < rows; ++r) sums[r] = add ? sums[r] + row_sums[r] : row_sums[r];
 }
 
+// Packs rows that lie side by side: whole vectors of them, of which the next one overwrites what is too much. The depth
+// goes in blocks, so that a line of the cache that holds rows of several tiles is read for all of them in turn.
+template <class A>
+void pack_tiles_side_by_side(Matrix<A> matrix, int64_t rows, int64_t depth, A* packed) {
+  constexpr int64_t block = 32, overwritten = (lanes<A> - 1) / tile_rows;  // steps that a vector reaches beyond its own
+  for (int64_t begin = 0; begin < depth; begin += block) {
+    const int64_t end = std::min(begin + block, depth), safe = std::min(end, depth - overwritten);
+    A* to = packed;
+    for (int64_t m = 0; m < rows; m += tile_rows, to += tile_rows * depth) {
+      const auto copy = [&](int64_t k, auto from, auto until) {
+        for (; k < until; ++k) store(to + k * tile_rows, load(matrix.at(m, k).values, from), Whole{});
+        for (; k < end; ++k)  // the next tile is there already
+          store(to + k * tile_rows, load(matrix.at(m, k).values, from), Part{tile_rows});
+      };
+      if (m + lanes<A> <= rows) copy(begin, Whole{}, safe);
+      else copy(begin, Part{rows - m}, safe);
+    }
+  }
+}
+
 template <class A>
 void pack_tiles(Matrix<A> matrix, int64_t rows, int64_t depth, A* packed, A* row_sums, bool add) {
+  const bool side_by_side = matrix.row_stride == 1 && lanes<A> >= tile_rows;
+  if (side_by_side) pack_tiles_side_by_side(matrix, rows, depth, packed);
   for (int64_t m = 0; m < rows; m += tile_rows, packed += tile_rows * depth) {
     const int64_t size = std::min(tile_rows, rows - m);
-    int64_t k = 0;
-    // where rows lie side by side a whole vector is copied at a time; the next one overwrites what is too much of it
-    if (matrix.row_stride == 1 && lanes<A> >= tile_rows && m + lanes<A> <= rows)
-      for (; k < depth; ++k) {
-        __builtin_prefetch(matrix.at(m, k + 16).values);
-        store(packed + k * tile_rows, load(matrix.at(m, k).values, Whole{}), Whole{});
-      }
-    for (; k < depth; ++k)
-      for (int64_t r = 0; r < tile_rows; ++r) packed[k * tile_rows + r] = r < size ? *matrix.at(m + r, k).values : A(0);
+    if (!side_by_side)
+      for (int64_t k = 0; k < depth; ++k)
+        for (int64_t r = 0; r < tile_rows; ++r)
+          packed[k * tile_rows + r] = r < size ? *matrix.at(m + r, k).values : A(0);
     if (row_sums) add_rows(packed, depth, size, add, row_sums + m);
   }
 }

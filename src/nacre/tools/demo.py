@@ -16,14 +16,11 @@ from nacre.blocks import BLOCKS
 from nacre.core import native
 from nacre.core.spec import LayerSpec
 from nacre.layers import LAYERS
+from nacre.tools.bench.training import AGREEMENT, largest_difference
 from nacre.tools.convert import convert
 from nacre.tools.gradcheck import gradcheck
 from nacre.tools.report import Page, write_page
 from nacre.tools.show import show_layers, wide_console
-
-AGREEMENT = 1e-3
-"""Largest relative difference between the two loss curves. Both start from the same weights and see the same data in
-the same order; what is left is float32 rounding, which training amplifies from step to step."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +43,8 @@ class Comparison:
     @property
     def difference(self) -> float:
         """The largest relative difference between the two training losses at one step."""
-        pairs = ((self.torch.training_loss[step], self.nacre.training_loss[step]) for step in self.torch.training_loss)
-        return max(abs(ours - theirs) / abs(theirs) for theirs, ours in pairs)
+        theirs, ours = (list(side.training_loss.values()) for side in (self.torch, self.nacre))
+        return largest_difference(theirs, ours)
 
     @property
     def agrees(self) -> bool:

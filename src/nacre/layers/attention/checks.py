@@ -69,6 +69,8 @@ def _scores_batch(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -
                 f"{heads} heads in query, {key_heads} in key and {value_heads} in value",
             )
         batches = [(*batch[:-1], heads) for batch in batches]
+    if batches[0] == batches[1] == batches[2]:  # to find it out otherwise takes as long as a small attention
+        return batches[0]
     try:
         torch.broadcast_shapes(*batches)
     except RuntimeError:

@@ -138,6 +138,9 @@ def cost(
     Backward, an element: the bias's sum and the scale as forward, the scale of dQ and dK; each score: the masks,
     subtract, exponential and divide (3), the dropout of P and of dW, its part in r (2), subtract r and multiply by P
     (2), the sum of each mask's gradient; with weights, the gradient of their mean and its addition to dW.
+    Traffic backward: the inputs for the weights of their projections; Q, K and what stands for P; V for dA; the heads'
+    outputs for the weight of the last projection; the gradients of output and weights; each projection's weight for the
+    gradient of its input. Written: the gradients.
     Kept: the inputs; Q, K, V and the heads' outputs, which are the input of the last projection; a maximum and a sum a
     row; the masks as the op takes them; the seed of the dropout.
     """
@@ -165,7 +168,15 @@ def cost(
     kept = (
         dq * q + dk * other_keys + dv * other_values + attends * (q + 2 * kv) + _either(attends, out_gradient) * heads
     )
-    saved = itemsize * kept + attends * (2 * rows * statistics_itemsize + mask_bytes + 8 * dropout)
+    beside = attends * (2 * rows * statistics_itemsize + mask_bytes + 8 * dropout)
+    needed = (
+        in_gradient * (q + other_keys + other_values)
+        + (attends * (q + kv) + ds * kv)
+        + (out_gradient + _either(attends, out_gradient)) * heads
+        + ds * returned
+        + embed_dim * (query_gradient * embed_dim + key_gradient * kdim + value_gradient * vdim)
+        + attends * weights_out
+    )
     return Cost(
         parameters=own_in + own_out,
         flops=2 * (project_q + project_k + project_v + project_out + 2 * product),
@@ -185,10 +196,8 @@ def cost(
         + dk * kv
         + scores * (attn_mask_gradient + padding_mask_gradient),
         bytes=itemsize * (q + other_keys + other_values + own_in + own_out + heads + returned) + mask_bytes,
-        backward_bytes=saved
-        + itemsize * (heads + returned + weights_in * _either(query_gradient, _either(key_gradient, value_gradient)))
-        + itemsize * (weights_out * attends + asked + own_in * in_gradient + own_out * out_gradient),
-        saved_bytes=saved,
+        backward_bytes=beside + itemsize * (needed + asked + own_in * in_gradient + own_out * out_gradient),
+        saved_bytes=beside + itemsize * kept,
     )
 
 

@@ -24,6 +24,7 @@ struct AttentionBackward {
   const Parts blocks = shape.blocks(2);
   const int64_t stride = shape.template row_stride<A>();
   const bool needs_scores = to.query || to.key || to.scores, needs_value = to.value && grad_output;
+  const bool few = has_few_queries(shape);
 
   // A head of keys and values is one task, whose gradients of keys and values are added up in the order of its blocks
   // of queries. Few heads are cut into chunks, as the shape alone tells, whose sums are added in their order.
@@ -37,7 +38,7 @@ struct AttentionBackward {
                 [&](int64_t from, int64_t to) {
                   Room room(*this);
                   for (int64_t task = from; task < to; ++task) {
-                    const int64_t head = task / chunks;
+                    const int64_t head = shape.key_head_at(task / chunks);
                     A* own = chunks > 1 ? sums.get() + task * sums_size : room.sums.get();
                     if (head != room.packed) pack(head, room);
                     run_chunk(head, task % chunks, own, room);
@@ -47,13 +48,13 @@ struct AttentionBackward {
     if (chunks == 1) return;
     const int64_t heads_per_thread = std::max<int64_t>(values_per_thread / (chunks * sums_size), 1);
     in_parallel(shape.key_heads(), heads_per_thread, [&](int64_t from, int64_t to) {
-      for (int64_t head = from; head < to; ++head) {
-        A* first = sums.get() + head * chunks * sums_size;
+      for (int64_t i = from; i < to; ++i) {
+        A* first = sums.get() + i * chunks * sums_size;
         for (int64_t chunk = 1; chunk < chunks; ++chunk)
-          over_row<A>(sums_size, [&](int64_t i, auto which) {
-            store(first + i, load(first + i, which) + load(first + chunk * sums_size + i, which), which);
+          over_row<A>(sums_size, [&](int64_t at, auto which) {
+            store(first + at, load(first + at, which) + load(first + chunk * sums_size + at, which), which);
           });
-        write_sums(head, first);
+        write_sums(shape.key_head_at(i), first);
       }
     });
   }
@@ -62,7 +63,7 @@ struct AttentionBackward {
   struct Room {
     Scratch<A> key_columns, key_rows, value_columns;              // panels of K', K and V'
     Scratch<A> queries, query_panels, gradients, gradient_panels;  // c Q and G of a block, as rows and as panels
-    Scratch<A> weights, scores, p, query_gradients, sums;
+    Scratch<A> weights, scores, p, query_gradients, sums, copied;
     Scratch<int32_t> kept;
     int64_t packed = -1;
 
@@ -74,11 +75,11 @@ struct AttentionBackward {
           query_panels(packed_size<A>(rows, shape.features)), gradients(rows * shape.value_features),
           gradient_panels(packed_size<A>(rows, shape.value_features)), weights(rows * stride), scores(rows * stride),
           p(stride), query_gradients(rows * shape.features), sums(sums_size),
-          kept(WeightDropout<A>::buffer_size(shape.keys)) {}
+          copied(few_keys * shape.features), kept(WeightDropout<A>::buffer_size(shape.keys)) {}
   };
 
   void pack(int64_t head, Room& room) const {
-    pack_panels(given.key.of(head).transposed(), shape.features, shape.keys, room.key_columns.get());
+    if (!few) pack_panels(given.key.of(head).transposed(), shape.features, shape.keys, room.key_columns.get());
     if (to.query) pack_panels(given.key.of(head), shape.keys, shape.features, room.key_rows.get());
     if (grad_output)
       pack_panels(given.value.of(head).transposed(), shape.value_features, shape.keys, room.value_columns.get());
@@ -96,18 +97,24 @@ struct AttentionBackward {
   }
 
   void run_block(int64_t head, int64_t first, int64_t last, A* key_sums, Room& room) const {
-    const int64_t rows = last - first, seen = shape.seen(last);
+    const int64_t rows = last - first;
+    const Span seen = few ? Span{0, shape.seen(last)} : given.seen(head, first, last);
     A *weights = room.weights.get(), *scores = room.scores.get();
     read_rows<T, A>(given.query.of(head, first), rows, shape.features, static_cast<A>(shape.scale), room.queries.get());
-    multiply_columns<A>({room.queries.get(), shape.features, 1}, rows, shape.features, room.key_columns.get(),
-                        shape.keys, seen, weights, stride);
+    if (few)
+      multiply_few<T, A>(room.queries.get(), rows, given.key.of(head / shape.group), shape, room.copied.get(), weights,
+                         stride);
+    else
+      multiply_columns<A>({room.queries.get(), shape.features, 1}, rows, shape.features, room.key_columns.get(),
+                          shape.keys, seen, weights, stride);
     if (grad_output) {
       read_rows<T, A>(grad_output.of(head, first), rows, shape.value_features, A(1), room.gradients.get());
       if (needs_scores)
         multiply_columns<A>({room.gradients.get(), shape.value_features, 1}, rows, shape.value_features,
                             room.value_columns.get(), shape.keys, seen, scores, stride);
     }
-    for (int64_t r = 0; r < rows; ++r) run_row(head, first + r, seen, weights + r * stride, scores + r * stride, room);
+    for (int64_t r = 0; r < rows; ++r)
+      run_row(head, first + r, seen, weights + r * stride + seen.begin, scores + r * stride + seen.begin, room);
     if (needs_value)
       add_transposed(weights, rows, seen, room.gradients.get(), shape.value_features, room.gradient_panels.get(),
                      key_sums + shape.keys * shape.features);
@@ -121,30 +128,33 @@ struct AttentionBackward {
     }
   }
 
-  // From scores and dW to W and dA; beyond the keys that the query sees both are 0.
-  void run_row(int64_t head, int64_t query, int64_t seen, A* weights, A* scores, Room& room) const {
-    const int64_t count = shape.seen(query + 1), row = head * shape.queries + query;
-    given.masks.apply(head, query, count, weights);
-    const int32_t* kept = given.dropout ? given.dropout->draw(head, query, count, room.kept.get()) : nullptr;
+  // From scores and dW to W and dA, from the first seen key on; of the keys that this query does not see both are 0.
+  void run_row(int64_t head, int64_t query, Span seen, A* weights, A* scores, Room& room) const {
+    const Span keys{seen.begin, std::clamp(shape.seen(query + 1), seen.begin, seen.end)};
+    const int64_t count = keys.size(), row = head * shape.queries + query;
+    given.masks.apply(head, query, keys, weights);
+    const int32_t* kept = given.dropout ? given.dropout->draw(head, query, keys, room.kept.get()) : nullptr;
     if (!grad_output || !needs_scores) std::fill(scores, scores + count, A(0));
     if (grad_weights) {
       const Matrix<T> h = grad_weights.of(head, query);
-      for (int64_t j = 0; j < count; ++j) scores[j] += static_cast<A>(*h.at(0, j).values);
+      for (int64_t j = 0; j < count; ++j) scores[j] += static_cast<A>(*h.at(0, keys.begin + j).values);
     }
     row_gradient<A>(weights, scores, count, {row_maximum[row], row_sum[row]}, given.dropped(), kept, room.p.get());
-    std::fill(weights + count, weights + seen, A(0));
-    std::fill(scores + count, scores + seen, A(0));
+    std::fill(weights + count, weights + seen.size(), A(0));
+    std::fill(scores + count, scores + seen.size(), A(0));
     if (to.scores) {
       A* at = to.scores.at(head, query);
-      std::fill(std::copy(scores, scores + count, at), at + shape.keys, A(0));
+      std::fill(at, at + keys.begin, A(0));
+      std::fill(std::copy(scores, scores + count, at + keys.begin), at + shape.keys, A(0));
     }
   }
 
-  // sums += left' right, for left (rows, seen) and right (rows, columns). sums: (S, columns)
-  void add_transposed(const A* left, int64_t rows, int64_t seen, const A* right, int64_t columns, A* panels,
+  // sums += left' right, for the columns of a span of left (rows, S), and right (rows, columns). sums: (S, columns)
+  void add_transposed(const A* left, int64_t rows, Span seen, const A* right, int64_t columns, A* panels,
                       A* sums) const {
     pack_panels(Matrix<A>{right, columns, 1}, rows, columns, panels);
-    multiply(Rows<A>(Matrix<A>{left, 1, stride}), seen, rows, panels, columns, true, sums, columns);
+    multiply(Rows<A>(Matrix<A>{left + seen.begin, 1, stride}), seen.size(), rows, panels, columns, true,
+             sums + seen.begin * columns, columns);
   }
 
   void write_sums(int64_t head, const A* sums) const {

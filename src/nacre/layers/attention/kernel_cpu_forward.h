@@ -1,7 +1,7 @@
 // Attention forward: formula.py, a block of queries at a time with all the keys that they see.
 #pragma once
 
-#include "nacre/layers/attention/kernel_cpu_rows.h"
+#include "nacre/layers/attention/kernel_cpu_few.h"
 
 namespace nacre {
 
@@ -14,6 +14,12 @@ struct Attention {
   Masks masks;
   std::optional<WeightDropout<A>> dropout;
   bool need_weights;
+
+  // Outside of these keys queries `first` to `last` of a head see none. Weights that are returned are asked of all keys.
+  Span seen(int64_t head, int64_t first, int64_t last) const {
+    const Span keys{0, shape.seen(last)};
+    return need_weights ? keys : masks.visible(head, first, last, keys);
+  }
 
   const WeightDropout<A>* dropped() const { return dropout ? &*dropout : nullptr; }
 
@@ -37,12 +43,14 @@ struct AttentionForward {
   const int64_t stride = shape.template row_stride<A>();
 
   void run() const {
+    if (has_few_queries(shape)) return run_few();
     in_parallel(shape.heads * blocks.count, given.blocks_per_thread(blocks.size / blocks.count, 2),
                 [&](int64_t from, int64_t to) {
                   Room room(*this);
                   for (int64_t task = from; task < to; ++task) {
-                    const int64_t head = task / blocks.count;
-                    if (head / shape.group != room.packed) pack(head / shape.group, room);
+                    const int64_t i = task / blocks.count, key_head = shape.key_head_at(i / shape.group);
+                    const int64_t head = key_head * shape.group + i % shape.group;
+                    if (key_head != room.packed) pack(key_head, room);
                     const int64_t block = Shape::block_at(task % blocks.count, blocks.count);
                     attend(head, blocks.begin(block), blocks.begin(block + 1), room);
                   }
@@ -70,16 +78,17 @@ struct AttentionForward {
   }
 
   void attend(int64_t head, int64_t first, int64_t last, Room& room) const {
-    const int64_t rows = last - first, seen = shape.seen(last);
+    const int64_t rows = last - first;
+    const Span seen = given.seen(head, first, last);
     A* scores = room.scores.get();
     read_rows<T, A>(given.query.of(head, first), rows, shape.features, static_cast<A>(shape.scale), room.queries.get());
     multiply_columns<A>({room.queries.get(), shape.features, 1}, rows, shape.features, room.keys.get(), shape.keys,
                         seen, scores, stride);
     for (int64_t r = 0; r < rows; ++r) {
       A* row = scores + r * stride;
-      const int64_t count = shape.seen(first + r + 1);
-      room.factors.get()[r] = soften(head, first + r, count, row, room.kept.get());
-      std::fill(row + count, row + seen, A(0));
+      const Span keys{seen.begin, std::clamp(shape.seen(first + r + 1), seen.begin, seen.end)};
+      room.factors.get()[r] = soften(head, first + r, keys, row + keys.begin, room.kept.get());
+      std::fill(row + keys.end, row + seen.end, A(0));
     }
     multiply_depth<A>({scores, stride, 1}, rows, seen, room.values.get(), shape.keys, shape.value_features,
                       room.outputs.get());
@@ -87,10 +96,39 @@ struct AttentionForward {
                      output.places.row_stride, output.places.column_stride);
   }
 
+  // Few queries of a head of keys, as where a text is written token by token: packing would be most of the work.
+  void run_few() const {
+    const int64_t values = shape.keys * (shape.features + shape.value_features);
+    in_parallel(shape.key_heads(), std::max<int64_t>(values_per_thread / values, 1), [&](int64_t from, int64_t to) {
+      FewRoom<A> room(shape, stride);
+      for (int64_t head = from; head < to; ++head) attend_few(shape.key_head_at(head), room);
+    });
+  }
+
+  void attend_few(int64_t key_head, FewRoom<A>& room) const {
+    const int64_t first = key_head * shape.group;
+    for (int64_t i = 0; i < shape.group; ++i)
+      read_rows<T, A>(given.query.of(first + i), shape.queries, shape.features, static_cast<A>(shape.scale),
+                      room.queries.get() + i * shape.queries * shape.features);
+    multiply_few<T, A>(room.queries.get(), room.rows, given.key.of(key_head), shape, room.copied.get(),
+                       room.scores.get(), stride);
+    for (int64_t row = 0; row < room.rows; ++row) {
+      const int64_t query = row % shape.queries;
+      room.factors.get()[row] = soften(first + row / shape.queries, query, Span{0, shape.seen(query + 1)},
+                                       room.scores.get() + row * stride, room.kept.get());
+    }
+    room.gather(given.value.of(key_head));
+    for (int64_t i = 0; i < shape.group; ++i)
+      write_rows<T, A>(room.outputs.get() + i * shape.queries * shape.value_features, shape.queries,
+                       shape.value_features, A(1), room.factors.get() + i * shape.queries, output.at(first + i),
+                       output.places.row_stride, output.places.column_stride);
+  }
+
   // Turns a row of scores into weights that lack a factor, which it returns.
-  A soften(int64_t head, int64_t query, int64_t count, A* row, int32_t* buffer) const {
-    given.masks.apply(head, query, count, row);
-    const int32_t* kept = given.dropout ? given.dropout->draw(head, query, count, buffer) : nullptr;
+  A soften(int64_t head, int64_t query, Span keys, A* row, int32_t* buffer) const {
+    const int64_t count = keys.size();
+    given.masks.apply(head, query, keys, row);
+    const int32_t* kept = given.dropout ? given.dropout->draw(head, query, keys, buffer) : nullptr;
     A maximum = maximum_of_row(row, count);
     const bool empty = maximum == -infinity<A> && !given.need_weights;
     if (empty) maximum = 0;  // a finite one: exp(-inf - 0) is 0

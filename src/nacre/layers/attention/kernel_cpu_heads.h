@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 
 namespace nacre {
 
@@ -50,6 +51,32 @@ struct Heads {
   }
 };
 
+// Keys from `begin` to `end`.
+struct Span {
+  int64_t begin, end;
+  int64_t size() const { return end - begin; }
+};
+
+// The first true of values `from` to `to`, or `to`.
+inline int64_t first_true(const bool* values, int64_t from, int64_t to) {
+  for (uint64_t eight = 0; from + 8 <= to; from += 8) {
+    std::memcpy(&eight, values + from, sizeof eight);
+    if (eight) break;
+  }
+  while (from < to && !values[from]) ++from;
+  return from;
+}
+
+// One beyond the last true of values `from` to `to`, or `from`.
+inline int64_t after_last_true(const bool* values, int64_t from, int64_t to) {
+  for (uint64_t eight = 0; from + 8 <= to; to -= 8) {
+    std::memcpy(&eight, values + to - 8, sizeof eight);
+    if (eight) break;
+  }
+  while (from < to && !values[to - 1]) --to;
+  return to;
+}
+
 // What broadcasts to the scores (B, L, S): numbers which are added to them, or bools, where a key takes part or not.
 struct Mask {
   const char* values;
@@ -76,6 +103,18 @@ struct Mask {
                     "attention: a mask of bools or of floating-point numbers");
   }
 
+  // Of these keys those between which all lie that queries `first` to `last` may see.
+  Span visible(int64_t head, int64_t first, int64_t last, Span keys) const {
+    if (dtype != ScalarType::Bool || places.column_stride != 1) return keys;
+    Span found{keys.end, keys.begin};  // nothing yet
+    for (int64_t query = first; query < (places.row_stride ? last : first + 1); ++query) {
+      const bool* seen = row<bool>(head, query);
+      found.begin = first_true(seen, keys.begin, found.begin);
+      found.end = after_last_true(seen, found.end, keys.end);
+    }
+    return found.begin < found.end ? found : Span{keys.begin, keys.begin};
+  }
+
   template <class M>
   const M* row(int64_t head, int64_t row) const {
     return reinterpret_cast<const M*>(values + (places.offset(head) + row * places.row_stride) * itemsize);
@@ -92,6 +131,12 @@ struct Shape {
   double scale;
 
   int64_t key_heads() const { return heads / group; }
+
+  // The i-th head of keys in the order of work: sequences by turns, of which masks may leave one thread's all short.
+  int64_t key_head_at(int64_t i) const {
+    const int64_t heads_each = leading.empty() ? 1 : leading.back() / group, sequences = key_heads() / heads_each;
+    return i % sequences * heads_each + i / sequences;
+  }
 
   // How many keys the first `count` queries may see.
   int64_t seen(int64_t count) const { return is_causal ? std::min(count, keys) : keys; }
@@ -140,30 +185,30 @@ void write_rows(const A* from, int64_t rows, int64_t columns, A factor, const A*
   }
 }
 
-// The first `columns` columns, or a few more, of the product of left (rows, depth) with packed panels of (depth, all).
+// The columns of a span, or a few more, of the product of left (rows, depth) with packed panels of (depth, all).
 template <class A>
-void multiply_columns(Matrix<A> left, int64_t rows, int64_t depth, const A* packed, int64_t all, int64_t columns,
-                      A* out, int64_t out_stride) {
+void multiply_columns(Matrix<A> left, int64_t rows, int64_t depth, const A* packed, int64_t all, Span columns, A* out,
+                      int64_t out_stride) {
   const Panels<A> panels(all);
-  for (int64_t panel = 0; panel < panels.count && panels.begin(panel) < columns; ++panel) {
+  for (int64_t panel = 0; panel < panels.count && panels.begin(panel) < columns.end; ++panel) {
     const int64_t begin = panels.begin(panel);
-    multiply_panel(Rows<A>(left), rows, depth, packed + begin * depth, std::min(panels.size(panel), all - begin), false,
-                   out + begin, out_stride);
+    if (panels.begin(panel + 1) > columns.begin)
+      multiply_panel(Rows<A>(left), rows, depth, packed + begin * depth, std::min(panels.size(panel), all - begin),
+                     false, out + begin, out_stride);
   }
 }
 
-// The product of left (rows, depth) with the first `depth` rows of packed panels of (all, columns).
+// The product of the columns of a span of left (rows, all) with the same rows of packed panels of (all, columns).
 // out: (rows, columns)
 template <class A>
-void multiply_depth(Matrix<A> left, int64_t rows, int64_t depth, const A* packed, int64_t all, int64_t columns,
-                    A* out) {
+void multiply_depth(Matrix<A> left, int64_t rows, Span depth, const A* packed, int64_t all, int64_t columns, A* out) {
   const Panels<A> panels(columns);
-  const Parts depths(depth, depth_block);
+  const Parts depths(depth.size(), depth_block);
   for (int64_t panel = 0; panel < panels.count; ++panel)
     for (int64_t part = 0; part < depths.count; ++part) {
-      const int64_t begin = panels.begin(panel), size = panels.size(panel), k = depths.begin(part);
-      multiply_panel(Rows<A>(left.at(0, k)), rows, depths.begin(part + 1) - k, packed + begin * all + k * size,
-                     std::min(size, columns - begin), part > 0, out + begin, columns);
+      const int64_t begin = panels.begin(panel), size = panels.size(panel), k = depth.begin + depths.begin(part);
+      multiply_panel(Rows<A>(left.at(0, k)), rows, depths.begin(part + 1) - depths.begin(part),
+                     packed + begin * all + k * size, std::min(size, columns - begin), part > 0, out + begin, columns);
     }
 }
 

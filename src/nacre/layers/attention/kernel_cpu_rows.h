@@ -30,17 +30,23 @@ inline void mask_row(const M* __restrict mask, int64_t stride, int64_t count, A*
 struct Masks {
   std::vector<Mask> masks;
 
+  // scores: of the keys of the span
   template <class A>
-  void apply(int64_t head, int64_t query, int64_t count, A* scores) const {
+  void apply(int64_t head, int64_t query, Span keys, A* scores) const {
     for (const Mask& mask : masks) {
       const int64_t stride = mask.places.column_stride;
+      const auto put = [&](const auto* row) { mask_row(row + keys.begin * stride, stride, keys.size(), scores); };
       if (mask.dtype == ScalarType::Bool)
-        mask_row(mask.row<bool>(head, query), stride, count, scores);
+        put(mask.row<bool>(head, query));
       else
-        with_type(mask.dtype, [&](auto type) {
-          mask_row(mask.row<decltype(type)>(head, query), stride, count, scores);
-        });
+        with_type(mask.dtype, [&](auto type) { put(mask.row<decltype(type)>(head, query)); });
     }
+  }
+
+  // Of these keys those between which all lie that queries `first` to `last` may see.
+  Span visible(int64_t head, int64_t first, int64_t last, Span keys) const {
+    for (const Mask& mask : masks) keys = mask.visible(head, first, last, keys);
+    return keys;
   }
 };
 
@@ -56,9 +62,10 @@ class WeightDropout {
   // What `draw` may write to.
   static int64_t buffer_size(int64_t keys) { return keys + 8 * lanes<float>; }
 
-  // Draws the masks of the first `count` keys; returns where the first one lies.
-  const int32_t* draw(int64_t head, int64_t query, int64_t count, int32_t* buffer) const {
-    const int64_t position = (head * queries_ + query) * keys_, before = position % 4;
+  // Draws the masks of the keys of a span; returns where the first one lies.
+  const int32_t* draw(int64_t head, int64_t query, Span keys, int32_t* buffer) const {
+    const int64_t position = (head * queries_ + query) * keys_ + keys.begin, before = position % 4;
+    const int64_t count = keys.size();
     for (int64_t i = 0; i < before + count;) {
       const auto write = [&](const auto& masks) {
         std::memcpy(buffer + i, &masks, sizeof masks);

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nacre.core.choice import cpp_kernel, torch_instead, unserved
+from nacre.core.choice import cpp_kernel, torch_instead, torch_is_ahead, unserved
 from nacre.core.op import Op
 from nacre.core.random import new_seed
 from nacre.layers.attention import packed
@@ -119,8 +119,26 @@ def scaled_dot_product_attention(
             scale=scale,
             enable_gqa=enable_gqa,
         )
+    plain = attn_mask is None and dropout_p == 0 and not enable_gqa
+    if plain and _few(query, key, value) and torch_is_ahead("attention", query, _UNDER):
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=is_causal, scale=scale)
     check_attention(query, key, value, attn_mask, dropout_p, is_causal, enable_gqa)
     return attend(query, key, value, attn_mask, None, dropout_p, is_causal, scale, enable_gqa, False)[0]
+
+
+_FEW, _VERY_FEW, _MANY_KEYS = 33, 9, 1 << 19
+_UNDER = f"{_FEW} queries and no backward, but for under {_VERY_FEW} of {_MANY_KEYS:,} values of keys,"
+
+
+def _few(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether there are few queries, of keys and values that fit plainly, and no backward will follow."""
+    if query.dim() != 4 or query.shape[2] >= _FEW or (query.shape[2] < _VERY_FEW and key.numel() >= _MANY_KEYS):
+        return False
+    if query.shape[:2] != key.shape[:2] or query.shape[3:] != key.shape[3:] or key.shape != value.shape:
+        return False
+    if not (query.dtype == key.dtype == value.dtype and query.device == key.device == value.device):
+        return False
+    return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value)))
 
 
 def attend(

@@ -1,4 +1,4 @@
-"""The report as a chart: how much of the limit each side reaches, case by case."""
+"""Charts: how much of the limit each side reaches, case by case; and the curves of a study."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from matplotlib.ticker import PercentFormatter
 from nacre.applications.files import replacing
 from nacre.tools.bench.markdown import TITLES
 from nacre.tools.bench.results import COMPILED, NACRE, SIDES, TORCH, BenchReport
+from nacre.tools.bench.study import Panel
 
 _COLOURS = {TORCH: "#b0b0b0", COMPILED: "#6f86a8", NACRE: "#d1495b"}
 _BAR = 0.27  # of the height that a case has
@@ -37,5 +38,26 @@ def write_chart(report: BenchReport, path: Path) -> None:
     if allocators:
         columns[0].legend(frameon=False, loc="lower right")
     figure.suptitle(f"{report.machine.processor}, {report.machine.threads} threads, {report.dtype}")
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=110)
+
+
+def write_curves(panels: list[Panel], path: Path) -> None:
+    """Writes curves as a PNG, two panels beside each other."""
+    figure = Figure(figsize=(11, 4 * ((len(panels) + 1) // 2)), layout="constrained")
+    for number, panel in enumerate(panels):
+        axes = figure.add_subplot((len(panels) + 1) // 2, 2, number + 1)
+        lines = {name: line for name, line in panel.lines.items() if line[0]}
+        for name, (xs, ys) in lines.items():
+            marker = "o" if panel.logarithmic else ""
+            axes.plot(xs, ys, marker=marker, markersize=4, linewidth=1.2, label=name, color=_COLOURS.get(name))
+        axes.set(title=panel.title, xlabel=panel.x, ylabel=panel.y)
+        if panel.logarithmic and lines:
+            axes.set_xscale("log", base=2)
+            axes.set_yscale("log")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.3)
+        if lines:
+            axes.legend(frameon=False)
     with replacing(path) as partial:
         figure.savefig(partial, format="png", dpi=110)

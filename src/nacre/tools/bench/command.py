@@ -6,9 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from nacre.applications.files import replacing
+from nacre.core import check
+from nacre.tools.bench import company, growth, training, vocabulary
 from nacre.tools.bench.children import ALLOCATORS
 from nacre.tools.bench.run import bench, describe_machine
 from nacre.tools.bench.selection import DTYPES, Settings
+from nacre.tools.bench.study import Options, Study
+
+STUDIES = (company.STUDY, growth.STUDY, training.STUDY, vocabulary.STUDY)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,10 +51,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="DIR", default=Path("bench"), help="for bench.json, bench.md and bench.png"
     )
+    studies = parser.add_argument_group(
+        "instead of cases", "a study of its own, which takes no names"
+    ).add_mutually_exclusive_group()
+    for study in STUDIES:
+        studies.add_argument(f"--{study.name}", dest="study", action="store_const", const=study, help=study.help)
+    parser.add_argument("--steps", type=int, metavar="N", help="of --training")
     parser.add_argument(
-        "--company",
-        action="store_true",
-        help="instead: training steps alone and beside one busy process, which is started and ended here",
+        "--data", type=Path, metavar="FILE", help="text for --training (default: Python's standard library)"
     )
 
 
@@ -74,8 +83,8 @@ def run(arguments: argparse.Namespace) -> int:
         seconds=default.seconds if arguments.seconds is None else arguments.seconds,
         threads=arguments.threads,
     )
-    if arguments.company:
-        return _company(settings, 3.0 if arguments.seconds is None else arguments.seconds, arguments.out)
+    if arguments.study:
+        return _study(arguments.study, settings, _options(arguments), arguments.out)
     return _bench(settings, list(ALLOCATORS) if arguments.allocator == "both" else [arguments.allocator], arguments.out)
 
 
@@ -107,28 +116,38 @@ def _bench(settings: Settings, allocators: list[str], folder: Path) -> int:
     return 0 if report.ok else 1
 
 
-def _company(settings: Settings, seconds: float, folder: Path) -> int:
-    from nacre.tools.bench.company import SETTINGS, WORKLOADS, company
-    from nacre.tools.bench.markdown import company_markdown
-    from nacre.tools.bench.show import console, progress, show_company, show_header
+def _options(arguments: argparse.Namespace) -> Options:
+    if arguments.names:
+        rule = f"--{arguments.study.name} takes no names of layers"
+        raise check.error(ValueError, rule, " ".join(arguments.names))
+    if arguments.steps is not None and arguments.steps < 1:
+        raise check.error(ValueError, "steps of a training must be at least 1", str(arguments.steps))
+    return Options(arguments.threads, arguments.seconds, arguments.rounds, arguments.steps, arguments.data)
+
+
+def _study(study: Study, settings: Settings, options: Options, folder: Path) -> int:
+    from nacre.tools.bench.chart import write_curves
+    from nacre.tools.bench.markdown import tables_markdown
+    from nacre.tools.bench.show import console, progress, show_header, show_table
 
     terminal = console()
     machine, warnings = describe_machine(settings)
     header = [f"{machine}; float32", *(f"WARNING: {text}" for text in warnings)]
     show_header(header, terminal)
     with progress(terminal) as bar:
-        task = bar.add_task("company", total=len(WORKLOADS) * len(SETTINGS) * 2)
-        rows = company(
-            seconds,
-            settings.threads,
-            on_row=lambda row: bar.update(task, advance=1, description=f"{row.workload}, {row.side}"),
-        )
-    show_company(rows, terminal)
+        task = bar.add_task(study.name, total=study.rows)
+        rows = study.run(options, lambda row: bar.update(task, advance=1, description=row.name))
+    tables = study.tables(rows)
+    for table in tables:
+        show_table(table, terminal)
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "company.json", json.dumps({"header": header, "rows": [row.as_json() for row in rows]}, indent=1))
-    _write(folder / "company.md", company_markdown(header, rows))
-    terminal.print(f"Wrote company.json and company.md into {folder}", highlight=False)
-    return 0
+    found = {"header": header, "rows": [row.as_json() for row in rows]}
+    _write(folder / f"{study.name}.json", json.dumps(found, indent=1))
+    _write(folder / f"{study.name}.md", tables_markdown(header, tables))
+    if study.panels is not None:
+        write_curves(study.panels(rows), folder / f"{study.name}.png")
+    terminal.print(f"Wrote {study.name}.* into {folder}", highlight=False)
+    return 1 if any(row.wrong for row in rows) else 0
 
 
 def _write(path: Path, text: str) -> None:

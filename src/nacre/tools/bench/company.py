@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -20,7 +20,9 @@ from torch import nn
 import nacre.threads
 from nacre.tools.bench.children import environment, run_job
 from nacre.tools.bench.machine import CHANGING
+from nacre.tools.bench.markdown import milliseconds
 from nacre.tools.bench.results import NACRE, TORCH
+from nacre.tools.bench.study import Options, Study, Table
 from nacre.tools.convert import convert
 
 _NEIGHBOUR = """
@@ -74,6 +76,13 @@ class CompanyRow:
     quiet: float
     company: float
 
+    wrong = False  # it has no result but its time
+
+    @property
+    def name(self) -> str:
+        """Workload and side."""
+        return f"{self.workload}, {self.side}"
+
     @property
     def slowdown(self) -> float:
         """How many times as long a step takes in company."""
@@ -122,6 +131,11 @@ def neighbour() -> Iterator[int]:
     finally:
         process.kill()
         process.wait()
+
+
+def found(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The time of a step, in the process that measures."""
+    yield {"seconds": seconds_of(job["workload"], job["layers"], job["seconds"], job["share"])}
 
 
 def seconds_of(workload: str, layers: str, seconds: float, share: bool = False) -> float:
@@ -176,3 +190,29 @@ WORKLOADS: dict[str, Callable[[str], Callable[[], None]]] = {
     "gelu, 8x197x768": lambda layers: _training_step(nn.GELU(), layers, 8, 197, 768),
 }
 """What is measured, by its name: whose layers it has is said when it is built."""
+
+
+def run(options: Options, on_row: Callable[[CompanyRow], object]) -> list[CompanyRow]:
+    """Measures all of it."""
+    return company(3.0 if options.seconds is None else options.seconds, options.threads, on_row=on_row)
+
+
+HEADINGS = ("step", "set before torch loads", "layers", "quiet", "in company", "times as long")
+
+
+def tables(rows: Sequence[CompanyRow]) -> list[Table]:
+    """One table."""
+    cells = [
+        [row.workload, row.setting, row.side, milliseconds(row.quiet), milliseconds(row.company), f"{row.slowdown:.1f}"]
+        for row in rows
+    ]
+    return [Table("A training step, alone and beside one busy process", HEADINGS, (0, 1, 2), cells)]
+
+
+STUDY = Study(
+    name="company",
+    help="training steps alone and beside one busy process, which is started and ended here",
+    rows=len(WORKLOADS) * len(SETTINGS) * 2,
+    run=run,
+    tables=tables,
+)

@@ -1,7 +1,9 @@
 """The report as Markdown, to be pasted into a file."""
 
-from nacre.tools.bench.company import CompanyRow
+from collections.abc import Sequence
+
 from nacre.tools.bench.results import COMPILED, NACRE, TORCH, BenchReport, Row, Side
+from nacre.tools.bench.study import Table
 
 HEADINGS = (
     "case",
@@ -19,8 +21,6 @@ HEADINGS = (
     "nacre ran",
 )
 """The columns of a table; the first two and the last are text."""
-
-COMPANY_HEADINGS = ("step", "set before torch loads", "layers", "quiet", "in company", "times as long")
 
 TITLES = {
     "default": "with the default allocator",
@@ -46,10 +46,14 @@ def markdown(report: BenchReport) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def company_markdown(header: list[str], rows: list[CompanyRow]) -> str:
-    """The table of steps alone and beside a busy neighbour."""
-    table = _table(COMPANY_HEADINGS, [company_cells(row) for row in rows], left=(0, 1, 2))
-    return "\n\n".join(["\n".join(f"- {line}" for line in header), table]) + "\n"
+def tables_markdown(header: list[str], tables: list[Table]) -> str:
+    """The tables of a study."""
+    parts = ["\n".join(f"- {line}" for line in header)]
+    for table in tables:
+        parts += [f"## {table.title}", _table(table.headings, table.rows, table.text)]
+        if table.notes:
+            parts.append("\n".join(f"- {line}" for line in table.notes))
+    return "\n\n".join(parts) + "\n"
 
 
 def cells(row: Row) -> list[str]:
@@ -65,12 +69,6 @@ def cells(row: Row) -> list[str]:
         *(_faults(row.sides.get(side)) for side in (TORCH, NACRE)),
         row.implementation,
     ]
-
-
-def company_cells(row: CompanyRow) -> list[str]:
-    """A row's cells in the order of ``COMPANY_HEADINGS``."""
-    times = (milliseconds(row.quiet), milliseconds(row.company))
-    return [row.workload, row.setting, row.side, *times, f"{row.slowdown:.1f}"]
 
 
 def problem_lines(rows: list[Row]) -> list[str]:
@@ -114,6 +112,6 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.0%}"
 
 
-def _table(headings: tuple[str, ...], rows: list[list[str]], left: tuple[int, ...]) -> str:
+def _table(headings: tuple[str, ...], rows: Sequence[Sequence[str]], left: tuple[int, ...]) -> str:
     rules = [":--" if column in left else "--:" for column in range(len(headings))]
     return "\n".join("| " + " | ".join(line) + " |" for line in [list(headings), rules, *rows])

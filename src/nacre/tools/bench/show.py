@@ -5,15 +5,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from nacre.tools.bench.company import CompanyRow
-from nacre.tools.bench.markdown import (
-    COMPANY_HEADINGS,
-    HEADINGS,
-    TITLES,
-    cells,
-    company_cells,
-    problem_lines,
-)
+from nacre.tools.bench import study
+from nacre.tools.bench.markdown import HEADINGS, TITLES, cells, problem_lines
 from nacre.tools.bench.results import BenchReport
 
 WIDTH = 220
@@ -51,12 +44,14 @@ def show_report(report: BenchReport, console: Console) -> None:
             console.print(line, highlight=False, markup=False)
 
 
-def show_company(rows: list[CompanyRow], console: Console) -> None:
-    """Prints the table of steps alone and beside a busy neighbour."""
-    table = _table("A training step, alone and beside one busy process", COMPANY_HEADINGS, left=(0, 1, 2))
-    for row in rows:
-        table.add_row(*company_cells(row))
-    console.print(table, highlight=False)
+def show_table(given: study.Table, console: Console) -> None:
+    """Prints a table of a study, and its notes."""
+    table = _table(given.title, given.headings, left=given.text)
+    for row in given.rows:
+        table.add_row(*row)
+    console.print(table, highlight=False, markup=False)
+    for line in given.notes:
+        console.print(line, highlight=False, markup=False)
 
 
 def _table(title: str, headings: tuple[str, ...], left: tuple[int, ...]) -> Table:
