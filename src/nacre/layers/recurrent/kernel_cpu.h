@@ -82,6 +82,11 @@ class StepRows {
   const A* row(int64_t t, int64_t b) const {
     return values_ + (steps_.packed ? steps_.begins[t] * row_stride_ : t * step_stride_) + b * row_stride_;
   }
+  // The rows of a step, if there is one and its rows lie close together, to be read next.
+  Ahead ahead(int64_t t, int64_t b, int64_t b_end) const {
+    if (!steps_.is_step(t) || row_stride_ >= 2 * kept_.size(kept_.dim() - 1)) return {nullptr, 0};
+    return {row(t, b), (std::min(b_end, steps_.rows(t)) - b) * row_stride_ * static_cast<int64_t>(sizeof(A))};
+  }
   // Whether the rows of the steps follow each other at one distance.
   bool even() const { return steps_.packed || steps_.count == 1 || step_stride_ == steps_.batch * row_stride_; }
 
@@ -109,14 +114,15 @@ class Weights {
   int64_t panels() const { return panels_.count; }
 
   // Writes left W into panels `from` to `to` of the columns of out, or adds it. left: (rows, K), out: (rows, N)
-  void multiply(Matrix<A> left, int64_t rows, int64_t from, int64_t to, bool add, A* out, int64_t out_stride) const {
+  void multiply(Matrix<A> left, int64_t rows, int64_t from, int64_t to, bool add, A* out, int64_t out_stride,
+                Ahead* ahead = nullptr) const {
     for (int64_t panel = from; panel < to; ++panel) {
       const int64_t begin = panels_.begin(panel), size = panels_.size(panel);
       const A* packed = packed_.get() + begin * depths_.size;
       for (int64_t part = 0; part < depths_.count; ++part) {
         const int64_t k = depths_.begin(part), steps = depths_.begin(part + 1) - k;
         multiply_panel(Rows<A>(left.at(0, k)), rows, steps, packed + k * size, std::min(size, columns_ - begin),
-                       add || part > 0, out + begin, out_stride);
+                       add || part > 0, out + begin, out_stride, ahead);
       }
     }
   }

@@ -108,8 +108,9 @@ struct Backward {
   }
 
   void pass_on(int64_t t, int64_t b, int64_t b_end, int64_t panel, int64_t panel_end) const {
+    Ahead ahead = gates.ahead(steps.before(t), b, b_end);
     hh.multiply({grad_sums + (steps.begins[t] + b) * distance, distance, 1}, b_end - b, panel, panel_end, false,
-                dh + b * hidden, hidden);
+                dh + b * hidden, hidden, &ahead);
   }
 };
 
