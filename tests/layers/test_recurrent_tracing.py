@@ -179,6 +179,9 @@ def test_messages_name_the_rule_and_what_came(layer_class):
     weight = {"weight_hh_l1": torch.ones(7, 5)}
     with pytest.raises(RuntimeError, match=r"weight_hh_l1 of this \w+ has the shape .*; got \(7, 5\)"):
         torch.func.functional_call(layer, weight, (torch.ones(5, 2, 3),))
+    layer.weight_hh_l1 = torch.nn.Parameter(weight["weight_hh_l1"])
+    with pytest.raises(RuntimeError, match=r"weight_hh_l1 of this \w+ has the shape .*; got \(7, 5\)"):
+        layer(torch.ones(5, 2, 3))
 
 
 @pytest.mark.parametrize(("ours", "torchs"), PAIRS)

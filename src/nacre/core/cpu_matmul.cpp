@@ -112,7 +112,7 @@ void pack_tiles(Matrix<A> matrix, int64_t rows, int64_t depth, A* packed, A* row
 
 template <class A, int64_t rows, int64_t vectors>
 void multiply_tile(const A* left, int64_t row_stride, int64_t depth_stride, int64_t depth, const A* panel,
-                   int64_t columns, bool add, A* out, int64_t out_stride) {
+                   int64_t columns, bool add, A* out, int64_t out_stride, const char* ahead, int64_t ahead_stride) {
   Vector<A> sums[rows][vectors] = {};
   const A* row_values[rows];
   for (int64_t r = 0; r < rows; ++r) {
@@ -123,6 +123,7 @@ void multiply_tile(const A* left, int64_t row_stride, int64_t depth_stride, int6
     Vector<A> factors[vectors];
 #pragma GCC unroll 4
     for (int64_t v = 0; v < vectors; ++v) factors[v] = load(panel + v * lanes<A>, Whole{});
+    __builtin_prefetch(ahead + k * ahead_stride);
 #pragma GCC unroll 6
     for (int64_t r = 0; r < rows; ++r) {
       const Vector<A> value = every(row_values[r][at]);
@@ -147,10 +148,12 @@ void multiply_tile(const A* left, int64_t row_stride, int64_t depth_stride, int6
 
 template <class A, int64_t vectors>
 void multiply_rows(Rows<A> left, int64_t rows, int64_t depth, const A* panel, int64_t columns, bool add, A* out,
-                   int64_t out_stride) {
+                   int64_t out_stride, Ahead* ahead) {
   const auto tile = [&](auto count) {
+    const char* next = ahead ? ahead->take(depth) : nullptr;
+    const void* fetched = next ? next : static_cast<const void*>(panel);
     multiply_tile<A, count, vectors>(left.values, left.row_stride, left.depth_stride, depth, panel, columns, add, out,
-                                     out_stride);
+                                     out_stride, static_cast<const char*>(fetched), next ? cache_line : 0);
   };
   for (; rows >= tile_rows; rows -= tile_rows, left.values += left.tile_stride, out += tile_rows * out_stride)
     tile(std::integral_constant<int64_t, tile_rows>());
@@ -165,9 +168,9 @@ void multiply_rows(Rows<A> left, int64_t rows, int64_t depth, const A* panel, in
 
 template <class A>
 void multiply_panel(Rows<A> left, int64_t rows, int64_t depth, const A* panel, int64_t columns, bool add, A* out,
-                    int64_t out_stride) {
+                    int64_t out_stride, Ahead* ahead) {
   const auto multiply = [&](auto vectors) {
-    multiply_rows<A, vectors>(left, rows, depth, panel, columns, add, out, out_stride);
+    multiply_rows<A, vectors>(left, rows, depth, panel, columns, add, out, out_stride, ahead);
   };
   switch ((columns + lanes<A> - 1) / lanes<A>) {
     case 1: return multiply(std::integral_constant<int64_t, 1>());
@@ -183,7 +186,7 @@ template void pack_panels(Matrix<BFloat16>, int64_t, int64_t, int64_t, int64_t, 
 template void pack_panels(Matrix<Half>, int64_t, int64_t, int64_t, int64_t, float*);
 template void pack_tiles(Matrix<float>, int64_t, int64_t, float*, float*, bool);
 template void pack_tiles(Matrix<double>, int64_t, int64_t, double*, double*, bool);
-template void multiply_panel(Rows<float>, int64_t, int64_t, const float*, int64_t, bool, float*, int64_t);
-template void multiply_panel(Rows<double>, int64_t, int64_t, const double*, int64_t, bool, double*, int64_t);
+template void multiply_panel(Rows<float>, int64_t, int64_t, const float*, int64_t, bool, float*, int64_t, Ahead*);
+template void multiply_panel(Rows<double>, int64_t, int64_t, const double*, int64_t, bool, double*, int64_t, Ahead*);
 
 }  // namespace nacre

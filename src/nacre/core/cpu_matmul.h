@@ -77,11 +77,29 @@ struct Rows {
       : values(packed), row_stride(1), depth_stride(tile_rows), tile_stride(tile_rows * depth) {}
 };
 
+constexpr int64_t cache_line = 64;
+
+// Memory that is read after a product, and comes into the caches during it: a line at each step of a tile's depth.
+class Ahead {
+ public:
+  Ahead(const void* begin, int64_t bytes) : next_(static_cast<const char*>(begin)), end_(next_ + bytes) {}
+
+  // Where the next lines begin, or null where all have been taken.
+  const char* take(int64_t lines) {
+    const char* begin = next_ < end_ ? next_ : nullptr;
+    next_ += begin ? lines * cache_line : 0;
+    return begin;
+  }
+
+ private:
+  const char *next_, *end_;
+};
+
 // Writes C = A B, or adds A B to C, for one panel of B. left: (M, K), panel: (K, size), out: (M, `columns`), its rows
 // `out_stride` apart.
 template <class A>
 void multiply_panel(Rows<A> left, int64_t rows, int64_t depth, const A* panel, int64_t columns, bool add, A* out,
-                    int64_t out_stride);
+                    int64_t out_stride, Ahead* ahead = nullptr);
 
 // The same for all panels. packed: those of (K, N), out: (M, N).
 template <class A>

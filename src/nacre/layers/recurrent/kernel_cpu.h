@@ -82,6 +82,11 @@ class StepRows {
   const A* row(int64_t t, int64_t b) const {
     return values_ + (steps_.packed ? steps_.begins[t] * row_stride_ : t * step_stride_) + b * row_stride_;
   }
+  // The rows of a step, if there is one and its rows lie close together, to be read next.
+  Ahead ahead(int64_t t, int64_t b, int64_t b_end) const {
+    if (!steps_.is_step(t) || row_stride_ >= 2 * kept_.size(kept_.dim() - 1)) return {nullptr, 0};
+    return {row(t, b), (std::min(b_end, steps_.rows(t)) - b) * row_stride_ * static_cast<int64_t>(sizeof(A))};
+  }
   // Whether the rows of the steps follow each other at one distance.
   bool even() const { return steps_.packed || steps_.count == 1 || step_stride_ == steps_.batch * row_stride_; }
 
@@ -109,14 +114,15 @@ class Weights {
   int64_t panels() const { return panels_.count; }
 
   // Writes left W into panels `from` to `to` of the columns of out, or adds it. left: (rows, K), out: (rows, N)
-  void multiply(Matrix<A> left, int64_t rows, int64_t from, int64_t to, bool add, A* out, int64_t out_stride) const {
+  void multiply(Matrix<A> left, int64_t rows, int64_t from, int64_t to, bool add, A* out, int64_t out_stride,
+                Ahead* ahead = nullptr) const {
     for (int64_t panel = from; panel < to; ++panel) {
       const int64_t begin = panels_.begin(panel), size = panels_.size(panel);
       const A* packed = packed_.get() + begin * depths_.size;
       for (int64_t part = 0; part < depths_.count; ++part) {
         const int64_t k = depths_.begin(part), steps = depths_.begin(part + 1) - k;
         multiply_panel(Rows<A>(left.at(0, k)), rows, steps, packed + k * size, std::min(size, columns_ - begin),
-                       add || part > 0, out + begin, out_stride);
+                       add || part > 0, out + begin, out_stride, ahead);
       }
     }
   }
@@ -128,6 +134,57 @@ class Weights {
   Scratch<A> packed_;
 };
 
+// What the steps read, for the gradients of the weights: their inputs, and the states before them, side by side.
+template <class A>
+class StepsRead {
+ public:
+  StepsRead(const Steps& steps, const Tensor& input, int64_t features, int64_t hidden, bool inputs, bool states)
+      : steps_(steps), x_(steps, input, features), features_(inputs ? features : 0), hidden_(states ? hidden : 0),
+        values_(steps.total() * width()) {}
+
+  void keep_input(int64_t t, int64_t b) const {
+    if (features_) std::copy_n(x_.row(t, b), features_, values_.get() + (steps_.begins[t] + b) * width());
+  }
+  void keep_state(int64_t t, int64_t b, const A* state) const {
+    if (hidden_) std::copy_n(state, hidden_, this->state(t, b));
+  }
+  // Where the state before a step belongs, or null.
+  A* state(int64_t t, int64_t b) const {
+    return hidden_ ? values_.get() + (steps_.begins[t] + b) * width() + features_ : nullptr;
+  }
+
+  // The gradients of M rows of the weights, of_inputs (M, D) and of_states (M, H), and sums (M), the sums of those rows'
+  // gradients, each where it is asked for; grad_sums: (N, M).
+  void multiply(Matrix<A> grad_sums, int64_t rows, A* of_inputs, A* of_states, A* sums) const {
+    const int64_t first = of_inputs ? 0 : features_, columns = (of_states ? width() : features_) - first;
+    if (columns == 0) {
+      if (sums) sum_rows(grad_sums.transposed(), rows, steps_.total(), sums);
+      return;
+    }
+    const bool both = of_inputs && of_states;
+    const Scratch<A> side_by_side(both ? rows * columns : 0);
+    A* out = both ? side_by_side.get() : of_inputs ? of_inputs : of_states;
+    const auto part = [&](int64_t m, int64_t m_end, int64_t n, int64_t n_end) {
+      for (; both && m < m_end; ++m) {
+        const A* row = out + m * columns;
+        if (n < features_) std::copy(row + n, row + std::min(n_end, features_), of_inputs + m * features_ + n);
+        if (const int64_t from = std::max(n, features_); from < n_end)
+          std::copy(row + from, row + n_end, of_states + m * hidden_ + from - features_);
+      }
+    };
+    product(grad_sums.transposed(), Matrix<A>{values_.get() + first, width(), 1}, rows, columns, steps_.total(), out,
+            columns, part, sums);
+  }
+
+ private:
+  const Steps& steps_;
+  StepRows<A> x_;
+  int64_t features_, hidden_;
+  Scratch<A> values_;  // (N, D + H), without those that no gradient is asked for of
+
+  int64_t width() const { return features_ + hidden_; }
+};
+
 // ---- tensors
 
 template <class A>
@@ -135,19 +192,10 @@ A* data(const Tensor& tensor) {
   return static_cast<A*>(tensor.mutable_data_ptr());
 }
 
-// The rows of a sequence as a matrix (N, features); `kept` holds them, or a copy where their steps are uneven.
+// out = left right, (M, N) = (M, K) (K, N).
 template <class A>
-Matrix<A> even_rows(const Steps& steps, const Tensor& tensor, int64_t features, Tensor& kept) {
-  const StepRows<A> rows(steps, tensor, features);
-  kept = rows.even() ? rows.tensor() : torch::stable::contiguous(tensor);
-  return {static_cast<const A*>(kept.const_data_ptr()), rows.even() ? rows.row_stride() : features, 1};
-}
-
-// out = left right, (M, N) = (M, K) (K, N), and the sums of the left factor's rows where they are asked for.
-template <class A>
-void multiply_whole(Matrix<A> left, Matrix<A> right, int64_t rows, int64_t columns, int64_t depth, A* out,
-                    A* row_sums = nullptr) {
-  product(left, right, rows, columns, depth, out, columns, [](int64_t, int64_t, int64_t, int64_t) {}, row_sums);
+void multiply_whole(Matrix<A> left, Matrix<A> right, int64_t rows, int64_t columns, int64_t depth, A* out) {
+  product(left, right, rows, columns, depth, out, columns, [](int64_t, int64_t, int64_t, int64_t) {});
 }
 
 // The distance at which rows of scratch memory are laid out: at a multiple of 1 KiB a column's values would share a few

@@ -77,7 +77,7 @@ struct Backward {
   const Weights<A>& hh;                    // (3 H, H)
   A* grad_sums;                            // (N, 4 H), of a_n, of r and z in both, of b_n; rows `distance` apart
   int64_t distance;
-  A* h_before;                             // (N, H)
+  const StepsRead<A>& read;
   A* dh;                                   // (B, H), the gradient of the state after and then before each step
 
   int64_t state_panels() const { return hh.panels(); }
@@ -89,11 +89,12 @@ struct Backward {
       const A* state = b < rows_before ? states.row(before, b) : h0 + b * hidden;
       const A* grad = grad_output.given() ? grad_output.row(t, b) : nullptr;
       differentiate_row(gates.row(t, b), state, grad, grad_sums + row * distance,
-                        h_before + row * hidden, dh + b * hidden);
+                        read.state(t, b), dh + b * hidden);
+      read.keep_input(t, b);
     }
   }
 
-  // gate, sums: (4 H); state, kept, dh: (H); grad: (H) or null
+  // gate, sums: (4 H); state, dh: (H); grad, kept: (H) or null
   void differentiate_row(const A* gate, const A* state, const A* grad, A* sums, A* kept, A* dh) const {
     over_row<A>(hidden, [&](int64_t j, auto which) {
       const Vector<A> r = load(gate + j, which), z = load(gate + hidden + j, which);
@@ -105,14 +106,15 @@ struct Backward {
       store(sums + hidden + j, dh_t * (slope_n * b_n * r * (1 - r)), which);
       store(sums + 2 * hidden + j, dh_t * ((h_s - n) * z * (1 - z)), which);
       store(sums + 3 * hidden + j, dh_t * (slope_n * r), which);
-      store(kept + j, h_s, which);
+      if (kept) store(kept + j, h_s, which);
       store(dh + j, dh_t * z, which);
     });
   }
 
   void pass_on(int64_t t, int64_t b, int64_t b_end, int64_t panel, int64_t panel_end) const {
+    Ahead ahead = gates.ahead(steps.before(t), b, b_end);
     hh.multiply({grad_sums + (steps.begins[t] + b) * distance + hidden, distance, 1}, b_end - b, panel, panel_end, true,
-                dh + b * hidden, hidden);
+                dh + b * hidden, hidden, &ahead);
   }
 };
 
@@ -138,13 +140,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& input, const St
   return {output, h, gates, states};
 }
 
-// The rows of a_r, a_z and a_n, or of their weights and sums, come as those of a_n, a_r and a_z.
-template <class A>
-void put_new_last(const A* new_first, int64_t hidden, int64_t columns, A* out) {
-  std::copy_n(new_first, hidden * columns, out + 2 * hidden * columns);
-  std::copy_n(new_first + hidden * columns, 2 * hidden * columns, out);
-}
-
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // needs: whether the gradients of input, h0, weight_ih, weight_hh, bias_ih and bias_hh are asked for
@@ -157,13 +152,14 @@ Gradients backward(const std::optional<Tensor>& grad_output, const std::optional
   const Tensor h_first = dense<A>(h0, {steps.batch, hidden}), dh = copied<A>(grad_h, {steps.batch, hidden});
   const Weights<A> hh(Matrix<A>{values<A>(w_hh), hidden, 1}, sums, hidden);
   const int64_t distance = distance_of_rows<A>(4 * hidden);
-  const Scratch<A> grad_sums(rows * distance), h_before(rows * hidden);
+  const Scratch<A> grad_sums(rows * distance);
+  const StepsRead<A> read(steps, input, features, hidden, needs[2], needs[3]);
   const Backward<A> cell{steps, hidden, StepRows<A>(steps, gates, 4 * hidden), StepRows<A>(steps, states, hidden),
                          StepRows<A>(steps, grad_output, hidden), values<A>(h_first), hh, grad_sums.get(), distance,
-                         h_before.get(), data<A>(dh)};
+                         read, data<A>(dh)};
   walk_backward(steps, Shares(steps, hidden, sums, A()), needs[1], cell);
 
-  const Matrix<A> da{grad_sums.get(), distance, 1}, db = da.at(0, hidden);  // (N, 3 H) of a_n, a_r, a_z; of b
+  const Matrix<A> da{grad_sums.get(), distance, 1};  // (N, 4 H) of a_n, a_r, a_z and b_n
   Tensor grad_input, grad_ih, grad_hh, grad_b_ih, grad_b_hh;
   if (needs[0]) {
     grad_input = new_tensor(steps.shape(features), dtype_of<A>);
@@ -172,29 +168,24 @@ Gradients backward(const std::optional<Tensor>& grad_output, const std::optional
     std::copy_n(values<A>(w_ih), 2 * hidden * features, new_first.get() + hidden * features);
     multiply_whole(da, Matrix<A>{new_first.get(), features, 1}, rows, features, sums, data<A>(grad_input));
   }
-  const Scratch<A> input_sums(sums);
-  if (needs[2]) {
-    Tensor kept;
-    const Scratch<A> new_first(sums * features);
-    multiply_whole(da.transposed(), even_rows<A>(steps, input, features, kept), sums, features, rows, new_first.get(),
-                   needs[4] ? input_sums.get() : nullptr);
-    grad_ih = new_tensor({sums, features}, dtype_of<A>);
-    put_new_last(new_first.get(), hidden, features, data<A>(grad_ih));
-  } else if (needs[4]) {
-    sum_rows(da.transposed(), sums, rows, input_sums.get());
-  }
-  if (needs[4]) {
-    grad_b_ih = new_tensor({sums}, dtype_of<A>);
-    put_new_last(input_sums.get(), hidden, 1, data<A>(grad_b_ih));
-  }
+  if (needs[2]) grad_ih = new_tensor({sums, features}, dtype_of<A>);
+  if (needs[3]) grad_hh = new_tensor({sums, hidden}, dtype_of<A>);
+  if (needs[4]) grad_b_ih = new_tensor({sums}, dtype_of<A>);
   if (needs[5]) grad_b_hh = new_tensor({sums}, dtype_of<A>);
-  A* state_sums = needs[5] ? data<A>(grad_b_hh) : nullptr;
-  if (needs[3]) {
-    grad_hh = new_tensor({sums, hidden}, dtype_of<A>);
-    multiply_whole(db.transposed(), Matrix<A>{h_before.get(), hidden, 1}, sums, hidden, rows, data<A>(grad_hh),
-                   state_sums);
-  } else if (needs[5]) {
-    sum_rows(db.transposed(), sums, rows, state_sums);
+  const Scratch<A> gate_sums(4 * hidden);  // of a_n, a_r, a_z and b_n
+  const auto multiply = [&](int64_t first, int64_t gates, int64_t to, bool inputs, bool states) {
+    read.multiply(da.at(0, first * hidden), gates * hidden,
+                  inputs && needs[2] ? data<A>(grad_ih) + to * hidden * features : nullptr,
+                  states && needs[3] ? data<A>(grad_hh) + to * hidden * hidden : nullptr,
+                  needs[4] || needs[5] ? gate_sums.get() + first * hidden : nullptr);
+  };
+  multiply(0, 1, 2, true, false);
+  multiply(1, 2, 0, true, true);
+  multiply(3, 1, 2, false, true);
+  for (const auto& [asked, bias, last] : {std::tuple(needs[4], &grad_b_ih, 0), std::tuple(needs[5], &grad_b_hh, 3)}) {
+    if (!asked) continue;
+    std::copy_n(gate_sums.get() + hidden, 2 * hidden, data<A>(*bias));
+    std::copy_n(gate_sums.get() + last * hidden, hidden, data<A>(*bias) + 2 * hidden);
   }
   return {grad_input, needs[1] ? dh : Tensor(), grad_ih, grad_hh, grad_b_ih, grad_b_hh};
 }

@@ -70,7 +70,7 @@ struct Backward {
   const Weights<A>& hh;                   // (4 H, H)
   A* grad_sums;                           // (N, 4 H), rows `distance` apart
   int64_t distance;
-  A* h_before;                            // (N, H)
+  const StepsRead<A>& read;
   A *dh, *dc;                             // (B, H), the gradients of the states after and then before each step
 
   int64_t state_panels() const { return hh.panels(); }
@@ -81,11 +81,11 @@ struct Backward {
     for (; b < b_end; ++b) {
       const A* c_before = b < rows_before ? cells.row(before, b) : c0 + b * hidden;
       const A* grad = grad_output.given() ? grad_output.row(t, b) : nullptr;
-      A* h_t = b < rows_after ? h_before + (steps.begins[after] + b) * hidden : nullptr;
+      A* h_t = b < rows_after ? read.state(after, b) : nullptr;
       differentiate_row(gates.row(t, b), cells.row(t, b), c_before, grad, grad_sums + (steps.begins[t] + b) * distance,
                         h_t, dh + b * hidden, dc + b * hidden);
-      if (b >= rows_before)
-        std::copy_n(h0 + b * hidden, hidden, h_before + (steps.begins[t] + b) * hidden);
+      if (b >= rows_before) read.keep_state(t, b, h0 + b * hidden);
+      read.keep_input(t, b);
     }
   }
 
@@ -108,8 +108,9 @@ struct Backward {
   }
 
   void pass_on(int64_t t, int64_t b, int64_t b_end, int64_t panel, int64_t panel_end) const {
+    Ahead ahead = gates.ahead(steps.before(t), b, b_end);
     hh.multiply({grad_sums + (steps.begins[t] + b) * distance, distance, 1}, b_end - b, panel, panel_end, false,
-                dh + b * hidden, hidden);
+                dh + b * hidden, hidden, &ahead);
   }
 };
 
@@ -152,10 +153,11 @@ Gradients backward(const std::optional<Tensor>& grad_output, const std::optional
   const Tensor dh = copied<A>(grad_h, states), dc = copied<A>(grad_c, states);
   const Weights<A> hh(Matrix<A>{values<A>(w_hh), hidden, 1}, sums, hidden);
   const int64_t distance = distance_of_rows<A>(sums);
-  const Scratch<A> grad_sums(steps.total() * distance), h_before(steps.total() * hidden);
+  const Scratch<A> grad_sums(steps.total() * distance);
+  const StepsRead<A> read(steps, input, features, hidden, needs[3], needs[4]);
   const Backward<A> cell{steps, hidden, StepRows<A>(steps, gates, sums), StepRows<A>(steps, cells, hidden),
                          StepRows<A>(steps, grad_output, hidden), values<A>(h_first), values<A>(c_first), hh,
-                         grad_sums.get(), distance, h_before.get(), data<A>(dh), data<A>(dc)};
+                         grad_sums.get(), distance, read, data<A>(dh), data<A>(dc)};
   walk_backward(steps, Shares(steps, hidden, sums, A()), needs[1], cell);
 
   const Matrix<A> g{grad_sums.get(), distance, 1};  // (N, 4 H)
@@ -166,19 +168,10 @@ Gradients backward(const std::optional<Tensor>& grad_output, const std::optional
     multiply_whole(g, Matrix<A>{values<A>(w_ih), features, 1}, rows, features, sums, data<A>(grad_input));
   }
   if (needs[5] || needs[6]) grad_bias = new_tensor({sums}, dtype_of<A>);
-  A* bias_sums = needs[5] || needs[6] ? data<A>(grad_bias) : nullptr;
-  if (needs[3]) {
-    Tensor kept;
-    grad_ih = new_tensor({sums, features}, dtype_of<A>);
-    multiply_whole(g.transposed(), even_rows<A>(steps, input, features, kept), sums, features, rows, data<A>(grad_ih),
-                   std::exchange(bias_sums, nullptr));
-  }
-  if (needs[4]) {
-    grad_hh = new_tensor({sums, hidden}, dtype_of<A>);
-    multiply_whole(g.transposed(), Matrix<A>{h_before.get(), hidden, 1}, sums, hidden, rows, data<A>(grad_hh),
-                   std::exchange(bias_sums, nullptr));
-  }
-  if (bias_sums) sum_rows(g.transposed(), sums, rows, bias_sums);
+  if (needs[3]) grad_ih = new_tensor({sums, features}, dtype_of<A>);
+  if (needs[4]) grad_hh = new_tensor({sums, hidden}, dtype_of<A>);
+  read.multiply(g, sums, needs[3] ? data<A>(grad_ih) : nullptr, needs[4] ? data<A>(grad_hh) : nullptr,
+                needs[5] || needs[6] ? data<A>(grad_bias) : nullptr);
   return {grad_input, needs[1] ? dh : Tensor(), needs[2] ? dc : Tensor(), grad_ih, grad_hh,
           needs[5] ? grad_bias : Tensor(), needs[6] ? needs[5] ? copied<A>(grad_bias, {sums}) : grad_bias : Tensor(),
           Tensor()};

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from nacre.core.choice import cpp_kernel, torch_instead, unserved
+from nacre.core.choice import cpp_kernel
 from nacre.core.op import Op
 from nacre.layers.recurrent import formula_gru, formula_lstm, stack
 
@@ -165,11 +165,7 @@ class LSTM(torch.nn.LSTM):
     ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
 
     def forward(self, input: Any, hx: Any = None) -> Any:
-        self._update_flat_weights()
-        data = input.data if isinstance(input, PackedSequence) else input
-        if reason := unserved(data, *self._flat_weights):
-            return torch_instead("lstm", reason, super().forward, input, hx)
-        return stack.forward(self, _lstm, input, hx)
+        return stack.forward(self, _lstm, super().forward, input, hx)
 
 
 class GRU(torch.nn.GRU):
@@ -243,8 +239,4 @@ class GRU(torch.nn.GRU):
     def forward(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]: ...
 
     def forward(self, input: Any, hx: Any = None) -> Any:
-        self._update_flat_weights()
-        data = input.data if isinstance(input, PackedSequence) else input
-        if reason := unserved(data, *self._flat_weights):
-            return torch_instead("gru", reason, super().forward, input, hx)
-        return stack.forward(self, _gru, input, hx)
+        return stack.forward(self, _gru, super().forward, input, hx)

@@ -1,18 +1,36 @@
 """What LSTM and GRU share: the forms of input and states that torch.nn takes, and the levels and directions."""
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from nacre.core import check
+from nacre.core.choice import FLOATS, torch_instead, unserved
 from nacre.core.op import Op, call
 from nacre.core.random import new_seed
 
 
-def forward(layer: torch.nn.RNNBase, op: Op, input: Tensor | PackedSequence, hx: Any) -> tuple[Any, Any]:
-    """The output in the form of the input, and the final states in the form of the initial ones."""
+def forward(
+    layer: torch.nn.RNNBase, op: Op, torchs: Callable[..., Any], input: Tensor | PackedSequence, hx: Any
+) -> tuple[Any, Any]:
+    """The output in the form of the input, and the final states in the form of the initial ones.
+
+    Args:
+        layer: the layer.
+        op: that of one level in one direction.
+        torchs: the forward of the torch.nn class, for calls that are left to it.
+        input: the layer's input.
+        hx: the layer's initial states.
+    """
+    _update_weights(layer)
+    if hx is None and not torch.compiler.is_compiling() and _is_plain(input, layer):
+        return _forward_plain(layer, op, input)
+    data = input.data if isinstance(input, PackedSequence) else input
+    if reason := unserved(data, *layer._flat_weights):
+        return torch_instead(op.name, reason, torchs, input, hx)
     hx = _as_taken(layer, hx)
     if isinstance(input, PackedSequence):
         return _forward_packed(layer, op, input, hx)
@@ -44,6 +62,14 @@ def forward(layer: torch.nn.RNNBase, op: Op, input: Tensor | PackedSequence, hx:
     return output, layer.permute_hidden(_in_form(layer, states), None)
 
 
+def _forward_plain(layer: torch.nn.RNNBase, op: Op, input: Tensor) -> tuple[Any, Any]:
+    steps = input.transpose(0, 1) if layer.batch_first else input
+    places = layer.num_layers * (2 if layer.bidirectional else 1)
+    zeros = [input.new_zeros(steps.shape[1], width) for width in _state_widths(layer)]
+    output, states = _run_levels(layer, op, steps, None, [zeros] * places)
+    return output.transpose(0, 1) if layer.batch_first else output, _in_form(layer, states)
+
+
 def _forward_packed(layer: torch.nn.RNNBase, op: Op, input: PackedSequence, hx: Any) -> tuple[PackedSequence, Any]:
     data, batch_sizes, sorted_indices, unsorted_indices = input
     if hx is None:
@@ -72,8 +98,14 @@ def _run(
     check.same_device(op.name, input=values, **_named(states), weights=layer._flat_weights[0])
     _check_dtypes(layer, op, values, states)
     states = _as_autocast_holds(layer, values, batch_sizes, states)
+    return _run_levels(layer, op, values, batch_sizes, list(zip(*(state.unbind(0) for state in states), strict=True)))
+
+
+def _run_levels(
+    layer: torch.nn.RNNBase, op: Op, values: Tensor, batch_sizes: Tensor | None, initial: Sequence[Sequence[Tensor]]
+) -> tuple[Tensor, list[Tensor]]:
+    """The same where all is known to be good; ``initial`` has the states of every level and direction."""
     directions = 2 if layer.bidirectional else 1
-    initial = list(zip(*(state.unbind(0) for state in states), strict=True))
     final = []
     for level in range(layer.num_layers):
         outputs = []
@@ -85,6 +117,8 @@ def _run(
         values = outputs[0] if directions == 1 else torch.cat(outputs, -1)
         if layer.training and layer.dropout > 0 and level < layer.num_layers - 1:
             values = _dropout(values, layer.dropout)
+    if len(final) == 1:
+        return values, [end.unsqueeze(0) for end in final[0]]
     return values, [torch.stack(ends) for ends in zip(*final, strict=True)]
 
 
@@ -136,11 +170,15 @@ def _named(states: list[Tensor]) -> dict[str, Tensor]:
     return dict(zip(("h_0", "c_0"), states, strict=False))
 
 
+def _state_widths(layer: torch.nn.RNNBase) -> list[int]:
+    width = layer.proj_size or layer.hidden_size
+    return [width, layer.hidden_size] if layer.mode == "LSTM" else [width]
+
+
 def _zero_states(layer: torch.nn.RNNBase, data: Tensor, batch: Any) -> Any:
     """Zeros for every level and direction, all in the memory of one."""
     count = layer.num_layers * (2 if layer.bidirectional else 1)
-    widths = [layer.proj_size or layer.hidden_size, layer.hidden_size]
-    zeros = [torch.zeros(1, batch, width, dtype=data.dtype, device=data.device) for width in widths]
+    zeros = [data.new_zeros(1, batch, width) for width in _state_widths(layer)]
     return _in_form(layer, [state.expand(count, -1, -1) for state in zeros])
 
 
@@ -174,6 +212,32 @@ def _is_one_dnns(layer: torch.nn.RNNBase, values: Tensor, batch_sizes: Tensor | 
 # ---- what a good call is
 
 
+def _update_weights(layer: torch.nn.RNNBase) -> None:
+    """Puts weights which were replaced into torch's list of them."""
+    parameters = layer._parameters
+    for name, weight in zip(layer._flat_weights_names, layer._flat_weights, strict=True):
+        if parameters.get(name) is not weight:
+            layer._update_flat_weights()
+            return
+
+
+def _is_plain(input: Any, layer: torch.nn.RNNBase) -> TypeGuard[Tensor]:
+    """Whether a call without states is the usual one, in which every check would find all as it should be."""
+    if type(input) is not Tensor or torch._C._is_any_autocast_enabled():
+        return False
+    dtype, device = input.dtype, input.device
+    if input.is_nested or input.layout is not torch.strided or dtype not in FLOATS or input.dim() != 3:
+        return False
+    if input.shape[2] != layer.input_size or input.shape[1 if layer.batch_first else 0] == 0:
+        return False
+    for weight, shape in zip(layer._flat_weights, _shapes_of(layer), strict=True):
+        if type(weight) is not torch.nn.Parameter or weight.layout is not torch.strided:
+            return False
+        if weight.dtype is not dtype or weight.shape != shape or weight.device != device:
+            return False
+    return True
+
+
 def _check_dimensions(layer: torch.nn.RNNBase, states: list[Tensor], batched: bool) -> None:
     dimensions = 3 if batched else 2
     if any(state.dim() != dimensions for state in states):
@@ -198,19 +262,23 @@ def _check_batch_sizes(data: Tensor, batch_sizes: Tensor) -> None:
 
 
 def _check_weights(layer: torch.nn.RNNBase) -> None:
+    for name, weight, shape in zip(layer._flat_weights_names, layer._flat_weights, _shapes_of(layer), strict=True):
+        if weight is not None and weight.shape != shape:
+            raise check.error(RuntimeError, f"{name} of this {layer.mode} has the shape {shape}", check.shape(weight))
+
+
+def _shapes_of(layer: torch.nn.RNNBase) -> list[tuple[int, ...]]:
+    """The shapes of the weights, in the order of torch's list of them."""
+    hidden, width = layer.hidden_size, layer.proj_size or layer.hidden_size
+    sums = (4 if layer.mode == "LSTM" else 3) * hidden
     directions = 2 if layer.bidirectional else 1
-    gates = (4 if layer.mode == "LSTM" else 3) * layer.hidden_size
-    width = layer.proj_size or layer.hidden_size
-    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
-    for place in range(layer.num_layers * directions):
-        features = layer.input_size if place < directions else width * directions
-        shapes = ((gates, features), (gates, width), (gates,), (gates,), (width, layer.hidden_size))
-        for name, weight, shape in zip(names, _weights(layer, place), shapes, strict=False):
-            if weight is not None and tuple(weight.shape) != shape:
-                suffix = f"_l{place // directions}" + ("_reverse" if place % directions else "")
-                raise check.error(
-                    RuntimeError, f"{name}{suffix} of this {layer.mode} has the shape {shape}", check.shape(weight)
-                )
+    biases = [(sums,), (sums,)] if layer.bias else []
+    projection = [(width, hidden)] if layer.proj_size else []
+    shapes: list[tuple[int, ...]] = []
+    for level in range(layer.num_layers):
+        features = width * directions if level else layer.input_size
+        shapes += [(sums, features), (sums, width), *biases, *projection] * directions
+    return shapes
 
 
 def _check_dtypes(layer: torch.nn.RNNBase, op: Op, values: Tensor, states: list[Tensor]) -> None:
