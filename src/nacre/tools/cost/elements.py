@@ -12,7 +12,8 @@ import torch
 
 from nacre.layers import LAYERS
 
-Rule = Callable[[Mapping[str, Any], Any], int]
+Rule = Callable[[Mapping[str, Any], Any], "int | None"]
+"""None where the sizes do not decide."""
 
 
 def first(result: Any) -> torch.Tensor:
@@ -105,6 +106,36 @@ def _rms_norm_backward(given: Mapping[str, Any], result: Any) -> int:
     return values * (1 + given["output_mask"][0] * (5 + weight) + 2 * given["output_mask"][1])
 
 
+def _loss_of_logits(given: Mapping[str, Any], result: Any) -> int:
+    """1 - t, its product with the logit, log-sigmoid and subtraction; the weights' products; the sum."""
+    weighted = (given["weight"] is not None) + 3 * (given["pos_weight"] is not None)
+    return (4 + weighted + (given["reduction"] != 0)) * int(given["self"].numel())
+
+
+def _sampled(given: Mapping[str, Any], result: Any) -> int:
+    return (11, 0, 39)[given["interpolation_mode"]] * first(result).numel()
+
+
+def _sampled_backward(given: Mapping[str, Any], result: Any) -> int | None:
+    """Bilinear: 4 products are added to the input's gradient; 8 and their sums and factors make the grid's."""
+    input_gradient, grid_gradient = given["output_mask"]
+    if given["interpolation_mode"] != 0:
+        return None
+    return int(given["grad_output"].numel()) * (8 * input_gradient + 18 * grid_gradient)
+
+
+def _searched(given: Mapping[str, Any], result: Any) -> int:
+    """Halving n sorted values until one place is left: a comparison for each bit of n."""
+    borders = given["sorted_sequence"] if "sorted_sequence" in given else given["boundaries"]
+    return first(result).numel() * int(borders.shape[-1]).bit_length()
+
+
+def _distances(given: Mapping[str, Any], result: Any) -> int:
+    """Subtract, square and add for each feature; the root, or in the backward the slope, for each pair."""
+    pairs = given["cdist"].numel() if "cdist" in given else first(result).numel()
+    return pairs * (3 * int(given["x1"].shape[-1]) + 1)
+
+
 def _pooled(given: Mapping[str, Any], result: Any) -> int:
     return first(result).numel() * math.prod(given["kernel_size"])
 
@@ -148,6 +179,16 @@ RULES: dict[str, Rule] = {
     "max_pool3d_with_indices_backward": lambda given, result: given["grad_output"].numel(),
     "_adaptive_avg_pool2d": _inputs(1),
     "_adaptive_avg_pool2d_backward": _results(1),
+    "_adaptive_avg_pool3d": _inputs(1),
+    "_adaptive_avg_pool3d_backward": _results(1),
+    "adaptive_max_pool2d": _inputs(1),
+    "adaptive_max_pool3d": _inputs(1),
+    "adaptive_max_pool2d_backward": _inputs(1),
+    "adaptive_max_pool3d_backward": _inputs(1),
+    "fractional_max_pool2d": _pooled,
+    "fractional_max_pool3d": _pooled,
+    "fractional_max_pool2d_backward": _inputs(1),
+    "fractional_max_pool3d_backward": _inputs(1),
     "embedding_dense_backward": lambda given, result: given["grad_output"].numel(),
     "_embedding_bag": lambda given, result: given["indices"].numel() * given["weight"].shape[1],
     "_embedding_bag_backward": lambda given, result: given["indices"].numel() * given["grad"].shape[1],
@@ -165,6 +206,17 @@ RULES: dict[str, Rule] = {
     "huber_loss": _inputs(4),
     "huber_loss_backward": _results(4),
     "binary_cross_entropy": _inputs(7),
+    "binary_cross_entropy_with_logits": _loss_of_logits,
+    "_cdist_forward": _distances,
+    "_cdist_backward": _distances,
+    "dist": _inputs(3),
+    "renorm": _inputs(3),
+    "addr": _results(2),
+    "linalg_cross": _results(3),
+    "trace": lambda given, result: min(given["self"].shape),
+    "searchsorted": _searched,
+    "bucketize": _searched,
+    "scatter_reduce": lambda given, result: given["src"].numel(),
     "binary_cross_entropy_backward": _results(5),
     "var": _inputs(4),
     "std": _inputs(4),
@@ -185,7 +237,13 @@ RULES: dict[str, Rule] = {
     "upsample_bilinear2d": _results(11),
     "upsample_bilinear2d_backward": _inputs(8),
     "upsample_bicubic2d": _results(39),
-    "grid_sampler_2d": _results(11),
+    "upsample_linear1d": _results(3),
+    "upsample_linear1d_backward": _inputs(4),
+    "upsample_trilinear3d": _results(31),
+    "upsample_trilinear3d_backward": _inputs(16),
+    "upsample_bicubic2d_backward": _inputs(32),
+    "grid_sampler_2d": _sampled,
+    "grid_sampler_2d_backward": _sampled_backward,
     "_weight_norm_interface": _inputs(3),
     "_weight_norm_interface_backward": _inputs(6),
     "lerp": _results(3),
@@ -196,16 +254,18 @@ RULES: dict[str, Rule] = {
 
 PER_INPUT = frozenset(
     ("sum nansum mean amax amin aminmax max min any all prod argmax argmin count_nonzero cumsum cumprod logcumsumexp"
-     " cummax cummin").split()
+     " cummax cummin histc bincount upsample_nearest1d_backward upsample_nearest2d_backward upsample_nearest3d_backward"
+    ).split()
 )  # fmt: skip
 """Reductions and running sums: one operation for each value that they read."""
 
 PER_RESULT = frozenset(
     ("bernoulli uniform normal normal_functional rand randn rand_like randn_like exponential"
-     " log_normal geometric cauchy rsub masked_fill tril triu bucketize _fused_dropout glu_backward"
+     " log_normal geometric cauchy rsub masked_fill tril triu _fused_dropout glu_backward"
      " leaky_relu_backward hardtanh_backward hardswish_backward hardsigmoid_backward elu_backward softplus_backward"
      " log_sigmoid_forward log_sigmoid_backward mish_backward glu native_dropout_backward logit_backward add"
-     " masked_scale upsample_nearest2d_backward upsample_nearest1d_backward isfinite"
+     " masked_scale isfinite hardswish softshrink_backward hardshrink_backward rrelu_with_noise"
+     " rrelu_with_noise_backward"
      " soft_margin_loss soft_margin_loss_backward floor_divide __rshift__ __lshift__ isin bitwise_not").split()
 )  # fmt: skip
 """One operation for each value that they return; most such operators say so themselves."""
@@ -216,7 +276,8 @@ MOVES = frozenset(
      " reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d"
      " reflection_pad1d_backward reflection_pad2d_backward replication_pad1d_backward replication_pad2d_backward roll"
      " flip repeat repeat_interleave embedding unfold_backward im2col col2im pixel_shuffle pixel_unshuffle"
-     " channel_shuffle native_channel_shuffle upsample_nearest1d upsample_nearest2d masked_select nonzero"
+     " channel_shuffle native_channel_shuffle upsample_nearest1d upsample_nearest2d upsample_nearest3d"
+     " max_unpool2d max_unpool3d index_fill masked_select nonzero"
      " _pack_padded_sequence _pack_padded_sequence_backward expand_copy view_copy resize fill zero zeros ones full"
      " zeros_like ones_like full_like new_zeros new_ones new_full arange linspace eye scalar_tensor diag_embed"
      " tril_indices triu_indices random randint randint_like randperm complex view_as_real_copy set_data rot90"
@@ -228,6 +289,7 @@ MOVES = frozenset(
 FREE = frozenset(
     ("empty empty_strided empty_like new_empty new_empty_strided empty_permuted detach alias view _unsafe_view reshape"
      " _reshape_alias lift device sym_size sym_stride sym_numel sym_storage_offset is_contiguous is_same_size stride"
-     " size record_stream _version set is_pinned _linalg_check_errors").split()
+     " size transpose unsqueeze squeeze t swapaxes swapdims as_strided unsafe_split unsafe_split_with_sizes"
+     " record_stream _version set is_pinned _linalg_check_errors").split()
 )  # fmt: skip
 """They neither read nor write a value."""

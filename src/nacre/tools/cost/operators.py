@@ -10,6 +10,7 @@ import torch
 
 from nacre.tools.cost import elements, own
 from nacre.tools.cost.products import PRODUCTS
+from nacre.tools.cost.solvers import SOLVERS
 from nacre.tools.cost.stage import tensors
 
 
@@ -79,8 +80,10 @@ def _counted(
         return None
     if name in PRODUCTS:
         return PRODUCTS[name](given, result)
-    if name in elements.RULES:
-        return 0, elements.RULES[name](given, result), 0
+    for rules in (elements.RULES, SOLVERS):
+        if name in rules:
+            operations = rules[name](given, result)
+            return None if operations is None else (0, operations, 0)
     if name in elements.MOVES:
         return 0, 0, 0
     if name in elements.PER_INPUT:

@@ -40,6 +40,33 @@ def _plus(added: int, left: str, right: str) -> Rule:
     return rule
 
 
+def _trilinear(given: Mapping[str, Any], result: Any) -> Counted:
+    """Two products one after the other, as torch takes them: the third factor comes when the first two are summed."""
+    factors = [(given[f"i{place}"], given[f"expand{place}"]) for place in (1, 2, 3)]
+    axes = range(factors[0][0].dim() + len(factors[0][1]))
+    lengths = [_lengths(factor, expanded, axes) for factor, expanded in factors]
+    summed = {axis for axis in given["sumdim"] if axis not in lengths[2]}
+    flops = elementwise = largest = 0
+    between = {**lengths[0], **lengths[1]}
+    for joined, over in ((between, summed), ({**between, **lengths[2]}, set(given["sumdim"]) - summed)):
+        multiplied = math.prod(length for axis, length in joined.items() if joined is between or axis not in summed)
+        largest = max(largest, multiplied)
+        flops, elementwise = (flops + 2 * multiplied, elementwise) if over else (flops, elementwise + multiplied)
+    return flops, elementwise, largest
+
+
+def _lengths(factor: Any, expanded: Sequence[int], axes: Sequence[int]) -> dict[int, int]:
+    """The lengths of the axes which a factor has, by their place among all."""
+    present = [axis for axis in axes if axis not in expanded]
+    return dict(zip(present, factor.shape, strict=True))
+
+
+def _grid(given: Mapping[str, Any], result: Any) -> Counted:
+    """Every place of the grid times the matrix."""
+    inner = given["theta"].shape[-1]
+    return 2 * result.numel() * inner, 0, result.numel() * inner
+
+
 def _windows(given: Mapping[str, Any], output: Any) -> tuple[int, int]:
     """Multiply-adds of a convolution, and those of one group of it."""
     weight, groups = given["weight"], given.get("groups", 1)
@@ -112,6 +139,8 @@ PRODUCTS: dict[str, Rule] = {
     "addmv": _plus(-1, "mat", "vec"),
     "baddbmm": _plus(-1, "batch1", "batch2"),
     "addbmm": _plus(-1, "batch1", "batch2"),
+    "_trilinear": _trilinear,
+    "affine_grid_generator": _grid,
     "convolution": _convolution,
     "_convolution": _convolution,
     "convolution_backward": _convolution_backward,

@@ -15,6 +15,7 @@ from nacre.tools.cost.layers import spec_of
 from nacre.tools.cost.memory import Kept, Memory
 from nacre.tools.cost.operators import Work, work_of
 from nacre.tools.cost.stage import tensors
+from nacre.tools.cost.workspace import with_workspace
 
 
 @dataclass(eq=False)
@@ -85,7 +86,7 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, operator: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
         node = torch._C._current_autograd_node()
-        result = operator(*arguments, **(keywords or {}))
+        result = with_workspace(operator, arguments, operator(*arguments, **(keywords or {})))
         if self._paused or operator.namespace in ("prim", "profiler"):
             return result
         call, bill, backward, counts = self._whose(operator, node)
@@ -219,7 +220,7 @@ class Recorder(TorchDispatchMode):
 
     def _bill_of(self, module: nn.Module, arguments: Any, keywords: Any) -> _Bill | None:
         spec = spec_of(module)
-        if spec is None or any(tensor.is_nested or tensor.layout is not torch.strided for tensor in tensors(arguments)):
+        if spec is None or any(_has_no_plain_shape(tensor) for tensor in tensors((arguments, keywords))):
             return None
         self._paused = True
         try:
@@ -250,6 +251,12 @@ def _add(counts: Counter[str], flops: int, elementwise: int, size: int) -> None:
     counts["flops"] += flops
     counts["elementwise_flops"] += elementwise
     counts["bytes"] += size
+
+
+def _has_no_plain_shape(tensor: Tensor) -> bool:
+    """Nested and sparse tensors, and those of which ``vmap`` hides an axis: operators say what they cost."""
+    wrapped: bool = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return wrapped or tensor.is_nested or tensor.layout is not torch.strided
 
 
 def _shapes(value: Any) -> tuple[tuple[int, ...], ...]:

@@ -27,7 +27,11 @@ class Stage:
     def tensor(self, original: Tensor) -> Tensor:
         """The stand-in: the same one for the same tensor, and one memory where views share one."""
         if id(original) not in self.replaced:
-            self.replaced[id(original)] = (original, self._stand_in(original))
+            new = self._stand_in(original)
+            self.replaced[id(original)] = (original, new)
+            if self.mode is not None and type(original) in _PLAIN:
+                # code which reaches the original by another way than its module meets the same stand-in
+                self.mode.fake_tensor_converter.set_tensor_memo(original, new)
         return self.replaced[id(original)][1]
 
     def _stand_in(self, original: Tensor) -> Tensor:
@@ -118,6 +122,7 @@ def staged(model: nn.Module, real: bool) -> Iterator[Stage]:
     stage = Stage(None if real else FakeTensorMode(allow_non_fake_inputs=True))
     modules = list(model.modules())
     before = [_snapshot(module) for module in modules]
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     try:
         for module in modules:
             parameters: dict[str, Any] = module._parameters
@@ -138,6 +143,8 @@ def staged(model: nn.Module, real: bool) -> Iterator[Stage]:
     finally:
         for module, state in zip(modules, before, strict=True):
             _restore(module, state)
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
 
 
 def _snapshot(module: nn.Module) -> list[tuple[str, Any, Any]]:
