@@ -76,7 +76,7 @@ struct Padded {
       const A* from = plane + row * width;
       A* to = padded + (row + top) * row_step();
       if (phases == 1)
-        std::copy(from, from + inside, to + left);
+        over_row<A>(inside, [&](int64_t i, auto which) { store(to + left + i, load(from + i, which), which); });
       else if (phases == 2)
         split_row(from, inside, to + left % 2 * columns + left / 2, to + (left + 1) % 2 * columns + (left + 1) / 2);
       else
@@ -85,19 +85,38 @@ struct Padded {
   }
 };
 
-// The sum over taps of weights[tap] * from[place[tap] + position], for a block of `rows` times `vectors` positions.
-template <class A, int64_t rows, int64_t vectors>
-inline void correlate_block(const A* from, int64_t row_step, const int64_t* places, const A* weights, int64_t taps,
-                            A begin, A* out, int64_t out_step, int64_t columns) {
+// A sum over taps of a tap's weight times a plane's values. Where `shared` rows of taps lie as far apart as the rows of
+// the sums do, a row of the plane is read once for all of them.
+template <class A>
+struct Correlation {
+  const A* from;
+  int64_t row_step;
+  const int64_t* places;  // of the taps, or of those of the first shared row
+  int64_t taps;           // as many
+  const A* weights;       // (shared, taps)
+  A begin;
+};
+
+// out[position] = begin + the sum over taps of weights[tap] * from[place[tap] + position], for a block of `rows` times
+// `vectors` positions.
+template <int64_t shared, int64_t rows, int64_t vectors, class A>
+inline void correlate_block(const Correlation<A>& sum, A* out, int64_t out_step, int64_t columns) {
   Vector<A> sums[rows][vectors];
   for (auto& row : sums)
-    for (auto& sum : row) sum = every(begin);
-  for (int64_t tap = 0; tap < taps; ++tap) {
-    const Vector<A> weight = every(weights[tap]);
-    const A* at = from + places[tap];
-    for (int64_t row = 0; row < rows; ++row)
-      for (int64_t v = 0; v < vectors; ++v)
-        sums[row][v] = multiply_add<A>(weight, load(at + row * row_step + v * lanes<A>, Whole{}), sums[row][v]);
+    for (auto& value : row) value = every(sum.begin);
+  for (int64_t tap = 0; tap < sum.taps; ++tap) {
+    Vector<A> weights[shared];
+    for (int64_t i = 0; i < shared; ++i) weights[i] = every(sum.weights[i * sum.taps + tap]);
+    const A* at = sum.from + sum.places[tap];
+#pragma GCC unroll 16
+    for (int64_t line = 0; line < rows + shared - 1; ++line)
+#pragma GCC unroll 4
+      for (int64_t v = 0; v < vectors; ++v) {
+        const Vector<A> values = load(at + line * sum.row_step + v * lanes<A>, Whole{});
+#pragma GCC unroll 8
+        for (int64_t i = std::max<int64_t>(line - rows + 1, 0); i < shared && i <= line; ++i)
+          sums[line - i][v] = multiply_add<A>(weights[i], values, sums[line - i][v]);
+      }
   }
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t v = 0; v < vectors; ++v) {
@@ -110,70 +129,38 @@ inline void correlate_block(const A* from, int64_t row_step, const int64_t* plac
     }
 }
 
+constexpr int64_t most_sums = vector_bytes == 64 ? 16 : 8;  // vectors, half of the registers
+
 // The same for `rows` rows of `columns` positions, in the largest blocks that fit. The last one may begin within the
 // one before it.
-template <class A, int64_t vectors, int64_t together = vectors == 1 ? 8 : vectors == 2 ? 4 : 2>
-inline void correlate_columns(const A* from, int64_t row_step, const int64_t* places, const A* weights, int64_t taps,
-                              A begin, A* out, int64_t out_step, int64_t rows, int64_t columns) {
+template <int64_t shared, int64_t vectors, int64_t together, class A>
+inline void correlate_columns(Correlation<A> sum, A* out, int64_t out_step, int64_t rows, int64_t columns) {
   if constexpr (together > 1) {
-    if (rows < together)
-      return correlate_columns<A, vectors, together / 2>(from, row_step, places, weights, taps, begin, out, out_step,
-                                                         rows, columns);
+    if (rows < together) return correlate_columns<shared, vectors, together / 2>(sum, out, out_step, rows, columns);
   }
+  const A* from = sum.from;
   for (int64_t row = 0; row < rows; row += together) {
     const int64_t first = std::min(row, rows - together);
-    correlate_block<A, together, vectors>(from + first * row_step, row_step, places, weights, taps, begin,
-                                          out + first * out_step, out_step, columns);
+    sum.from = from + first * sum.row_step;
+    correlate_block<shared, together, vectors>(sum, out + first * out_step, out_step, columns);
   }
 }
 
-template <class A>
-void correlate(const A* from, int64_t row_step, const int64_t* places, const A* weights, int64_t taps, A begin, A* out,
-               int64_t out_step, int64_t rows, int64_t columns) {
-  for (int64_t column = 0; column < columns;) {
-    const int64_t left = columns - column, vectors = std::min<int64_t>((left + lanes<A> - 1) / lanes<A>, 4);
-    const auto run = [&](auto count) {
-      constexpr int64_t width = decltype(count)::value;
-      correlate_columns<A, width>(from + column, row_step, places, weights, taps, begin, out + column, out_step, rows,
-                                  std::min(left, width * lanes<A>));
-    };
-    if (vectors == 4) run(std::integral_constant<int64_t, 4>());
-    if (vectors == 3) run(std::integral_constant<int64_t, 3>());
-    if (vectors == 2) run(std::integral_constant<int64_t, 2>());
-    if (vectors == 1) run(std::integral_constant<int64_t, 1>());
-    column += vectors * lanes<A>;
-  }
-}
-
-// sums[tap] = sum over outputs of g times the input under the tap, for `count` taps. x: padded; g: (P, Q)
-template <class A, int64_t count>
-inline void weight_sums_block(const A* x, int64_t row_step, const int64_t* places, const A* g, int64_t rows,
-                              int64_t columns, A* sums) {
-  Vector<A> parts[count] = {};
-  for (int64_t row = 0; row < rows; ++row)
-    over_row<A>(columns, [&](int64_t i, auto which) {
-      const Vector<A> grad = load(g + row * columns + i, which);
-      const A* at = x + row * row_step + i;
-      for (int64_t tap = 0; tap < count; ++tap)
-        parts[tap] = multiply_add<A>(grad, keep<A>(load(at + places[tap], Whole{}), which), parts[tap]);
-    });
-  for (int64_t tap = 0; tap < count; ++tap) sums[tap] = total<A>(parts[tap]);
-}
-
-template <class A>
-void weight_sums(const A* x, int64_t row_step, const int64_t* places, int64_t taps, const A* g, int64_t rows,
-                 int64_t columns, A* sums) {
-  for (int64_t tap = 0; tap < taps;) {
-    const auto run = [&](auto count) {
-      weight_sums_block<A, decltype(count)::value>(x, row_step, places + tap, g, rows, columns, sums + tap);
-      tap += decltype(count)::value;
-    };
-    if (taps - tap >= 9)
-      run(std::integral_constant<int64_t, 9>());
-    else if (taps - tap >= 4)
-      run(std::integral_constant<int64_t, 4>());
-    else
-      run(std::integral_constant<int64_t, 1>());
+template <int64_t shared, class A>
+void correlate(Correlation<A> sum, A* out, int64_t out_step, int64_t rows, int64_t columns) {
+  const auto run = [&](auto count, int64_t left) {
+    constexpr int64_t width = decltype(count)::value;
+    constexpr int64_t together = std::min<int64_t>(most_sums / (width == 3 ? 4 : width), 8);
+    correlate_columns<shared, width, together>(sum, out, out_step, rows, std::min(left, width * lanes<A>));
+  };
+  for (int64_t left = columns; left > 0; left -= 4 * lanes<A>) {
+    const int64_t vectors = std::min<int64_t>((left + lanes<A> - 1) / lanes<A>, 4);
+    if (vectors == 4) run(std::integral_constant<int64_t, 4>(), left);
+    if (vectors == 3) run(std::integral_constant<int64_t, 3>(), left);
+    if (vectors == 2) run(std::integral_constant<int64_t, 2>(), left);
+    if (vectors == 1) run(std::integral_constant<int64_t, 1>(), left);
+    sum.from += 4 * lanes<A>;
+    out += 4 * lanes<A>;
   }
 }
 

@@ -1,0 +1,221 @@
+// The gradients of a depthwise convolution's input and weight, plane by plane, in one pass over the output's gradients.
+//
+// x[a] w[i] adds to y[p] where a = p s + i d - before. So for the rows and columns of the input in one phase, either
+// gradient takes the same windows of g: that of x is the sum over taps of w times a window, and that of a tap's weight
+// the sum of x times its window. Each vector of g is loaded once for both.
+#pragma once
+
+#include "nacre/layers/conv2d/kernel_cpu_planes.h"
+
+namespace nacre::conv2d {
+
+constexpr int64_t gradient_vectors = vector_bytes == 64 ? 8 : 4;  // of x, and as many sums, in half of the registers
+
+// Where the taps of a phase lie in the padded gradients, and what they add up.
+template <class A>
+struct Windows {
+  const int64_t* places;
+  const A* weights;  // (taps)
+  int64_t taps;
+  A* sums;  // (taps, lanes)
+};
+
+// A part of a plane: its gradients begin at g, rows `g_step` apart, its values and their gradients have rows `step`
+// apart. Which of the two gradients is asked for is known to the compiler.
+template <class A, bool of_input, bool of_weight>
+struct PlanePart {
+  const A* g;
+  int64_t g_step;
+  const A* x;
+  A* grad_x;
+  int64_t step;
+
+  PlanePart at(int64_t row, int64_t column) const {
+    return {g + row * g_step + column, g_step, of_weight ? x + row * step + column : x,
+            of_input ? grad_x + row * step + column : grad_x, step};
+  }
+
+  // `rows` times `vectors` positions, of which the last vector holds `last`.
+  template <int64_t rows, int64_t vectors, class Lanes>
+  void block(const Windows<A>& windows, Lanes last) const {
+    Vector<A> values[rows][vectors], gradients[rows][vectors] = {};
+    if constexpr (of_weight)
+      for (int64_t row = 0; row < rows; ++row)
+        for (int64_t v = 0; v < vectors; ++v) {
+          const A* from = x + row * step + v * lanes<A>;
+          values[row][v] = v + 1 < vectors ? load(from, Whole{}) : load(from, last);
+        }
+    for (int64_t tap = 0; tap < windows.taps; ++tap) {
+      const A* from = g + windows.places[tap];
+      const Vector<A> weight = every(windows.weights[tap]);
+      Vector<A> sum = {};
+      if constexpr (of_weight) sum = load(windows.sums + tap * lanes<A>, Whole{});
+      for (int64_t row = 0; row < rows; ++row)
+        for (int64_t v = 0; v < vectors; ++v) {
+          const Vector<A> grad = load(from + row * g_step + v * lanes<A>, Whole{});
+          if constexpr (of_input) gradients[row][v] = multiply_add<A>(weight, grad, gradients[row][v]);
+          if constexpr (of_weight) sum = multiply_add<A>(values[row][v], grad, sum);
+        }
+      if constexpr (of_weight) store(windows.sums + tap * lanes<A>, sum, Whole{});
+    }
+    if constexpr (of_input)
+      for (int64_t row = 0; row < rows; ++row)
+        for (int64_t v = 0; v < vectors; ++v) {
+          A* to = grad_x + row * step + v * lanes<A>;
+          v + 1 < vectors ? store(to, gradients[row][v], Whole{}) : store(to, gradients[row][v], last);
+        }
+  }
+
+  // The same for `count` rows, as many at a time as the registers hold.
+  template <int64_t vectors, class Lanes, int64_t together = gradient_vectors / (vectors == 3 ? 4 : vectors)>
+  void rows(const Windows<A>& windows, int64_t count, Lanes last) const {
+    int64_t row = 0;
+    for (; row + together <= count; row += together) at(row, 0).template block<together, vectors>(windows, last);
+    if constexpr (together > 1)
+      if (row < count) at(row, 0).template rows<vectors, Lanes, together / 2>(windows, count - row, last);
+  }
+
+  void all(const Windows<A>& windows, int64_t count, int64_t columns) const {
+    for (int64_t column = 0; column < columns; column += 4 * lanes<A>) {
+      const int64_t left = std::min(columns - column, 4 * lanes<A>), vectors = (left + lanes<A> - 1) / lanes<A>;
+      const PlanePart part = at(0, column);
+      const auto run = [&](auto width) {
+        constexpr int64_t whole = decltype(width)::value;
+        if (left == whole * lanes<A>)
+          part.template rows<whole>(windows, count, Whole{});
+        else
+          part.template rows<whole>(windows, count, Part{left - (whole - 1) * lanes<A>});
+      };
+      if (vectors == 4) run(std::integral_constant<int64_t, 4>());
+      if (vectors == 3) run(std::integral_constant<int64_t, 3>());
+      if (vectors == 2) run(std::integral_constant<int64_t, 2>());
+      if (vectors == 1) run(std::integral_constant<int64_t, 1>());
+    }
+  }
+};
+
+template <class A>
+class PlaneGradients {
+ public:
+  PlaneGradients(const Shape& shape, bool of_input, bool of_weight)
+      : shape_(shape), form_(padded_gradient<A>(shape)), of_input_(of_input), of_weight_(of_weight) {
+    for (int64_t phase = 0; phase < shape.columns.stride; ++phase) columns_.emplace_back(shape.columns, phase);
+    for (int64_t phase = 0; phase < shape.rows.stride; ++phase) rows_.emplace_back(shape.rows, phase);
+    for (const Phase& rows : rows_)
+      for (const Phase& columns : columns_) add_taps(rows, columns);
+    woven_row_ = (shape.columns.size - 1) / shape.columns.stride + 1;
+  }
+
+  const Padded& form() const { return form_; }
+  int64_t padded_values() const { return of_input_ || of_weight_ ? shape_.multiplier() * form_.values() : 0; }
+  int64_t scratch_values() const { return 2 * woven_values() + weights() * (1 + lanes<A>); }
+
+  // g: (multiplier, P, Q), and padded the same with margins; w, grad_w: (multiplier, taps); x, grad_x: (H, W); scratch: the
+  // rows of x and of grad_x by phases, sums and weights
+  void operator()(const A* g, const A* padded, const A* w, const A* x, A* scratch, A* grad_x, A* grad_w) const {
+    A *split = scratch, *woven = split + woven_values(), *sums = woven + woven_values();
+    A* ordered = sums + weights() * lanes<A>;
+    for (int64_t tap = 0; tap < weights(); ++tap) ordered[tap] = w[taps_[tap]];
+    if (of_weight_) std::fill_n(sums, weights() * lanes<A>, A(0));
+    int64_t first = 0;
+    for (const Phase& rows : rows_) {
+      const int64_t begin = rows.begin * shape_.columns.size, step = shape_.rows.stride * shape_.columns.size;
+      const int64_t part = rows.count * woven_row_;
+      const bool apart = shape_.columns.stride > 1;
+      for (int64_t row = 0; apart && of_weight_ && row < rows.count; ++row)
+        cut(x + begin + row * step, part, split + row * woven_row_);
+      for (size_t phase = 0; phase < columns_.size(); ++phase) {
+        const int64_t taps = taps_of(rows, columns_[phase]);
+        const int64_t place = static_cast<int64_t>(phase) * part;
+        const Windows<A> windows{places_.data() + first, ordered + first, taps, sums + first * lanes<A>};
+        first += taps;
+        if (apart)
+          run(windows, padded, split + place, woven + place, woven_row_, rows.count, columns_[phase].count);
+        else
+          run(windows, padded, x + begin, of_input_ ? grad_x + begin : nullptr, step, rows.count, shape_.columns.size);
+      }
+      for (int64_t row = 0; apart && of_input_ && row < rows.count; ++row)
+        weave(woven + row * woven_row_, part, grad_x + begin + row * step);
+    }
+    for (int64_t tap = 0; of_weight_ && tap < weights(); ++tap) {
+      const A sum = total<A>(load(sums + tap * lanes<A>, Whole{}));
+      grad_w[taps_[tap]] = sum == sum ? sum : sum_within(g, x, taps_[tap]);
+    }
+  }
+
+ private:
+  int64_t weights() const { return shape_.multiplier() * shape_.taps(); }
+  int64_t taps_of(const Phase& rows, const Phase& columns) const {
+    return shape_.multiplier() * static_cast<int64_t>(rows.taps.size() * columns.taps.size());
+  }
+
+  int64_t woven_values() const {
+    if (shape_.columns.stride == 1) return 0;
+    return shape_.columns.stride * woven_row_ * ((shape_.rows.size - 1) / shape_.rows.stride + 1);
+  }
+
+  void add_taps(const Phase& rows, const Phase& columns) {
+    for (int64_t k = 0; k < shape_.multiplier(); ++k)
+      for (const int64_t i : rows.taps)
+        for (const int64_t j : columns.taps) {
+          const int64_t row = rows.first + form_.top - shape_.rows.shift(i);
+          const int64_t column = columns.first + form_.left - shape_.columns.shift(j);
+          places_.push_back(k * form_.values() + form_.place(row, column));
+          taps_.push_back(k * shape_.taps() + i * shape_.columns.taps + j);
+        }
+  }
+
+  void run(const Windows<A>& windows, const A* padded, const A* x, A* grad_x, int64_t step, int64_t rows,
+           int64_t columns) const {
+    const int64_t from = form_.row_step();
+    if (of_input_ && of_weight_)
+      PlanePart<A, true, true>{padded, from, x, grad_x, step}.all(windows, rows, columns);
+    else if (of_input_)
+      PlanePart<A, true, false>{padded, from, x, grad_x, step}.all(windows, rows, columns);
+    else
+      PlanePart<A, false, true>{padded, from, x, grad_x, step}.all(windows, rows, columns);
+  }
+
+  // The gradient of a weight where a sum over margins, too, is not a number: infinity there times zero is none.
+  A sum_within(const A* g, const A* x, int64_t weight) const {
+    const Axis &rows = shape_.rows, &columns = shape_.columns;
+    const int64_t tap = weight % shape_.taps(), i = tap / columns.taps, j = tap % columns.taps;
+    const A* grad = g + weight / shape_.taps() * shape_.output_plane();
+    A sum = 0;
+    for (int64_t p = 0; p < rows.outputs; ++p)
+      for (int64_t q = 0; q < columns.outputs; ++q, ++grad) {
+        const int64_t row = p * rows.stride + i * rows.dilation - rows.before;
+        const int64_t column = q * columns.stride + j * columns.dilation - columns.before;
+        if (row >= 0 && row < rows.size && column >= 0 && column < columns.size)
+          sum += *grad * x[row * columns.size + column];
+      }
+    return sum;
+  }
+
+  // A row of the input into those of its phases, `part` values apart.
+  void cut(const A* from, int64_t part, A* row) const {
+    const int64_t width = shape_.columns.size, stride = shape_.columns.stride;
+    if (stride == 2) return split_row(from, width, row + columns_[0].begin * part, row + columns_[1].begin * part);
+    for (size_t phase = 0; phase < columns_.size(); ++phase)
+      for (int64_t i = 0; i < columns_[phase].count; ++i)
+        row[static_cast<int64_t>(phase) * part + i] = from[columns_[phase].begin + stride * i];
+  }
+
+  // One row of the input's gradient from those of its phases.
+  void weave(const A* row, int64_t part, A* to) const {
+    const int64_t width = shape_.columns.size, stride = shape_.columns.stride;
+    if (stride == 2) return weave_row(row + columns_[0].begin * part, row + columns_[1].begin * part, width, to);
+    for (size_t phase = 0; phase < columns_.size(); ++phase)
+      for (int64_t i = 0; i < columns_[phase].count; ++i)
+        to[columns_[phase].begin + stride * i] = row[static_cast<int64_t>(phase) * part + i];
+  }
+
+  const Shape& shape_;
+  Padded form_;
+  bool of_input_, of_weight_;
+  int64_t woven_row_;
+  std::vector<Phase> rows_, columns_;
+  Numbers places_, taps_;  // of the weights, phase by phase: where they lie in the padded gradients, and which they are
+};
+
+}  // namespace nacre::conv2d
