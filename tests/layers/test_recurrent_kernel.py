@@ -24,10 +24,11 @@ def kernel_results(layer, *inputs):
 
 
 # T, B, D, H: around a tile of 6 rows, vectors of 4, 8 and 16, panels of 64, a depth block of 384; one of everything;
-# more steps than a thread begins at once; few sequences with weights of 4 MiB and more, whose columns are shared
+# more steps than a thread begins at once; few sequences with weights of 4 MiB and more, or fewer with 1 MiB and more,
+# whose columns are shared
 SIZES = [
     (1, 1, 1, 1), (2, 1, 3, 65), (7, 6, 15, 17), (5, 13, 63, 16), (3, 23, 1, 63), (9, 5, 65, 101), (150, 17, 3, 31),
-    (2, 7, 400, 130), (3, 2, 5, 661),
+    (2, 7, 400, 130), (3, 6, 5, 661), (3, 2, 5, 331),
 ]  # fmt: skip
 
 

@@ -153,8 +153,8 @@ class StepsRead {
     return hidden_ ? values_.get() + (steps_.begins[t] + b) * width() + features_ : nullptr;
   }
 
-  // The gradients of M rows of the weights, of_inputs (M, D) and of_states (M, H), and sums (M), the sums of those rows'
-  // gradients, each where it is asked for; grad_sums: (N, M).
+  // The gradients of M rows of the weights, of_inputs (M, D) and of_states (M, H), and of as many biases, sums (M),
+  // each where it is asked for; grad_sums: (N, M).
   void multiply(Matrix<A> grad_sums, int64_t rows, A* of_inputs, A* of_states, A* sums) const {
     const int64_t first = of_inputs ? 0 : features_, columns = (of_states ? width() : features_) - first;
     if (columns == 0) {

@@ -19,7 +19,9 @@ struct Shares {
     constexpr int64_t fewest = 4;  // of fewer rows a product waits for the weights to come from the second cache
     const int64_t work = std::max<int64_t>(steps.count * hidden * sums, 1);
     sequences = std::max(fewest, Parts(multiply_adds_per_thread, work).count);
-    columns = steps.batch <= 2 * fewest && hidden * sums * static_cast<int64_t>(sizeof(A)) >= (int64_t{4} << 20);
+    // threads that meet at every step gain by it with weights as large; where one would walk alone, with smaller ones
+    const int64_t fewest_bytes = int64_t{steps.batch > fewest ? 4 : 1} << 20;
+    columns = steps.batch <= 2 * fewest && hidden * sums * static_cast<int64_t>(sizeof(A)) >= fewest_bytes;
     const int64_t step_bytes = std::max<int64_t>(steps.batch * sums * static_cast<int64_t>(sizeof(A)), 1);
     steps_at_once = std::max<int64_t>((int64_t{1} << 20) / step_bytes, 4);
   }
