@@ -23,14 +23,19 @@ void forward_planes(const Shape& shape, const A* x, const A* w, const A* b, A* y
         Correlation<A> sum{padded.get(), input.row_step(shape), input.places.data(), shape.taps(),
                            w + kernel * shape.taps(), b ? b[kernel] : A(0)};
         A* to = y + out * shape.output_plane();
-        const bool side_by_side = shape.rows.dilation == shape.rows.stride;
-        if (side_by_side && (shape.rows.taps == 3 || shape.rows.taps == 5)) {
-          sum.taps = shape.columns.taps;
-          (shape.rows.taps == 3 ? correlate<3, A> : correlate<5, A>)(sum, to, shape.columns.outputs, shape.rows.outputs,
-                                                                   shape.columns.outputs);
-        } else {
-          correlate<1>(sum, to, shape.columns.outputs, shape.rows.outputs, shape.columns.outputs);
-        }
+        const auto run = [&](auto shared) {
+          sum.taps /= shared;
+          correlate<shared>(sum, to, shape.columns.outputs, shape.rows.outputs, shape.columns.outputs);
+        };
+        const int64_t shared = shape.rows.dilation == shape.rows.stride ? shape.rows.taps : 1;
+        if (shared == 3)
+          run(std::integral_constant<int64_t, 3>());
+        else if (shared == 5)
+          run(std::integral_constant<int64_t, 5>());
+        else if (shared == 7)
+          run(std::integral_constant<int64_t, 7>());
+        else
+          run(std::integral_constant<int64_t, 1>());
       }
     }
   });

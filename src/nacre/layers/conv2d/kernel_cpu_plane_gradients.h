@@ -48,15 +48,20 @@ struct PlanePart {
     for (int64_t tap = 0; tap < windows.taps; ++tap) {
       const A* from = g + windows.places[tap];
       const Vector<A> weight = every(windows.weights[tap]);
-      Vector<A> sum = {};
-      if constexpr (of_weight) sum = load(windows.sums + tap * lanes<A>, Whole{});
+      Vector<A> sums[2] = {};  // each addition waits for the one before it
+      if constexpr (of_weight) sums[0] = load(windows.sums + tap * lanes<A>, Whole{});
+#pragma GCC unroll 8
       for (int64_t row = 0; row < rows; ++row)
+#pragma GCC unroll 4
         for (int64_t v = 0; v < vectors; ++v) {
           const Vector<A> grad = load(from + row * g_step + v * lanes<A>, Whole{});
           if constexpr (of_input) gradients[row][v] = multiply_add<A>(weight, grad, gradients[row][v]);
-          if constexpr (of_weight) sum = multiply_add<A>(values[row][v], grad, sum);
+          if constexpr (of_weight) {
+            Vector<A>& sum = sums[(row * vectors + v) % 2];
+            sum = multiply_add<A>(values[row][v], grad, sum);
+          }
         }
-      if constexpr (of_weight) store(windows.sums + tap * lanes<A>, sum, Whole{});
+      if constexpr (of_weight) store(windows.sums + tap * lanes<A>, sums[0] + sums[1], Whole{});
     }
     if constexpr (of_input)
       for (int64_t row = 0; row < rows; ++row)
@@ -110,8 +115,8 @@ class PlaneGradients {
   int64_t padded_values() const { return of_input_ || of_weight_ ? shape_.multiplier() * form_.values() : 0; }
   int64_t scratch_values() const { return 2 * woven_values() + weights() * (1 + lanes<A>); }
 
-  // g: (multiplier, P, Q), and padded the same with margins; w, grad_w: (multiplier, taps); x, grad_x: (H, W); scratch: the
-  // rows of x and of grad_x by phases, sums and weights
+  // g: (multiplier, P, Q), and padded the same with margins; w, grad_w: (multiplier, taps); x, grad_x: (H, W);
+  // scratch: the rows of x and of grad_x by phases, sums and weights
   void operator()(const A* g, const A* padded, const A* w, const A* x, A* scratch, A* grad_x, A* grad_w) const {
     A *split = scratch, *woven = split + woven_values(), *sums = woven + woven_values();
     A* ordered = sums + weights() * lanes<A>;

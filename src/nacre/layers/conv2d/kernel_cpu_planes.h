@@ -98,12 +98,14 @@ struct Correlation {
 };
 
 // out[position] = begin + the sum over taps of weights[tap] * from[place[tap] + position], for a block of `rows` times
-// `vectors` positions.
-template <int64_t shared, int64_t rows, int64_t vectors, class A>
-inline void correlate_block(const Correlation<A>& sum, A* out, int64_t out_step, int64_t columns) {
+// `vectors` positions, of which the last vector holds `last`.
+template <int64_t shared, int64_t rows, int64_t vectors, class A, class Lanes>
+inline void correlate_block(const Correlation<A>& sum, A* out, int64_t out_step, Lanes last) {
   Vector<A> sums[rows][vectors];
-  for (auto& row : sums)
-    for (auto& value : row) value = every(sum.begin);
+#pragma GCC unroll 8
+  for (int64_t row = 0; row < rows; ++row)
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < vectors; ++v) sums[row][v] = every(sum.begin);
   for (int64_t tap = 0; tap < sum.taps; ++tap) {
     Vector<A> weights[shared];
     for (int64_t i = 0; i < shared; ++i) weights[i] = every(sum.weights[i * sum.taps + tap]);
@@ -118,31 +120,29 @@ inline void correlate_block(const Correlation<A>& sum, A* out, int64_t out_step,
           sums[line - i][v] = multiply_add<A>(weights[i], values, sums[line - i][v]);
       }
   }
-  for (int64_t row = 0; row < rows; ++row)
-    for (int64_t v = 0; v < vectors; ++v) {
-      A* to = out + row * out_step + v * lanes<A>;
-      const int64_t left = std::min(columns - v * lanes<A>, lanes<A>);
-      if (left == lanes<A>)
-        store(to, sums[row][v], Whole{});
-      else
-        store(to, sums[row][v], Part{left});
-    }
+#pragma GCC unroll 8
+  for (int64_t row = 0; row < rows; ++row) {
+    A* to = out + row * out_step;
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < vectors - 1; ++v) store(to + v * lanes<A>, sums[row][v], Whole{});
+    store(to + (vectors - 1) * lanes<A>, sums[row][vectors - 1], last);
+  }
 }
 
 constexpr int64_t most_sums = vector_bytes == 64 ? 16 : 8;  // vectors, half of the registers
 
-// The same for `rows` rows of `columns` positions, in the largest blocks that fit. The last one may begin within the
+// The same for any number of rows, in the largest blocks that fit. The last one may begin within the
 // one before it.
-template <int64_t shared, int64_t vectors, int64_t together, class A>
-inline void correlate_columns(Correlation<A> sum, A* out, int64_t out_step, int64_t rows, int64_t columns) {
+template <int64_t shared, int64_t vectors, int64_t together, class A, class Lanes>
+inline void correlate_columns(Correlation<A> sum, A* out, int64_t out_step, int64_t rows, Lanes last) {
   if constexpr (together > 1) {
-    if (rows < together) return correlate_columns<shared, vectors, together / 2>(sum, out, out_step, rows, columns);
+    if (rows < together) return correlate_columns<shared, vectors, together / 2>(sum, out, out_step, rows, last);
   }
   const A* from = sum.from;
   for (int64_t row = 0; row < rows; row += together) {
     const int64_t first = std::min(row, rows - together);
     sum.from = from + first * sum.row_step;
-    correlate_block<shared, together, vectors>(sum, out + first * out_step, out_step, columns);
+    correlate_block<shared, together, vectors>(sum, out + first * out_step, out_step, last);
   }
 }
 
@@ -151,7 +151,10 @@ void correlate(Correlation<A> sum, A* out, int64_t out_step, int64_t rows, int64
   const auto run = [&](auto count, int64_t left) {
     constexpr int64_t width = decltype(count)::value;
     constexpr int64_t together = std::min<int64_t>(most_sums / (width == 3 ? 4 : width), 8);
-    correlate_columns<shared, width, together>(sum, out, out_step, rows, std::min(left, width * lanes<A>));
+    if (left >= width * lanes<A>)
+      correlate_columns<shared, width, together>(sum, out, out_step, rows, Whole{});
+    else
+      correlate_columns<shared, width, together>(sum, out, out_step, rows, Part{left - (width - 1) * lanes<A>});
   };
   for (int64_t left = columns; left > 0; left -= 4 * lanes<A>) {
     const int64_t vectors = std::min<int64_t>((left + lanes<A> - 1) / lanes<A>, 4);

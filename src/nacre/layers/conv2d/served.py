@@ -86,7 +86,8 @@ def best_left_to_torch(input: Tensor, weight: Tensor, groups: int) -> str:
         return "half precision is torch's own"
     channels, rows, columns = weight.shape[1:]
     if channels == 1:
-        own = input.shape[-2] * input.shape[-1] > _PLANE or rows * columns > _TAPS
+        plane = input.shape[-2] * input.shape[-1] > _PLANE and _in_planes(input, weight)
+        own = plane or rows * columns > _TAPS
     else:
         own = groups == 1 and (rows == columns == 1 or (channels <= _FEW and input.requires_grad))
     if not own:
