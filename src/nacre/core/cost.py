@@ -3,9 +3,9 @@
 One multiply-add is 2 FLOPs. ``flops`` and ``backward_flops`` count matrix-type work (matmul, convolution, the products
 inside attention and recurrence), the numbers that papers quote; ``elementwise_flops`` count everything else apart, one
 for each addition, multiplication, division, comparison, square root, exponential or other function of one element. So a
-sum, a mean or a maximum is one for each value read; softmax, normalisation, dropout and losses are the sum of what their
-formulas do to an element. Copies, gathers, padding and views are none, for they compute nothing: they have bytes alone.
-What no formula decides by the sizes (sorting, eigenvalues) is named in a model's bill, with its bytes.
+sum, a mean or a maximum is one for each value read; softmax, normalisation, dropout and losses are the sum of what
+their formulas do to an element. Copies, gathers, padding and views are none: they have bytes
+alone. What no formula decides by the sizes (sorting, eigenvalues) is named in a model's bill, with its bytes.
 
 ``bytes`` is the compulsory traffic: each input and parameter read once, each output written once. ``saved_bytes`` is
 what is kept for the backward, parameters not counted and each storage once.

@@ -4,7 +4,7 @@ import functools
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import _disable_current_modes  # type: ignore[attr-defined]
+from torch.utils._python_dispatch import _disable_current_modes
 
 _LSTM = "aten::mkldnn_rnn_layer"
 
