@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from nacre.core.choice import cpp_kernel, torch_instead, unserved
 from nacre.core.op import Op
+from nacre.core.tracing import Proxy, traced
 from nacre.layers.recurrent import formula_gru, formula_lstm, stack
 
 _GRU_TENSORS = ("input", "h0", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -165,6 +166,8 @@ class LSTM(torch.nn.LSTM):
     ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
 
     def forward(self, input: Any, hx: Any = None) -> Any:
+        if isinstance(input, Proxy):
+            return traced(self, input, hx)
         self._update_flat_weights()
         data = input.data if isinstance(input, PackedSequence) else input
         if reason := unserved(data, *self._flat_weights):
@@ -243,6 +246,8 @@ class GRU(torch.nn.GRU):
     def forward(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]: ...
 
     def forward(self, input: Any, hx: Any = None) -> Any:
+        if isinstance(input, Proxy):
+            return traced(self, input, hx)
         self._update_flat_weights()
         data = input.data if isinstance(input, PackedSequence) else input
         if reason := unserved(data, *self._flat_weights):
