@@ -200,3 +200,9 @@ def test_the_symbolic_tracer_looks_into_a_subclass():
     graph = torch.fx.symbolic_trace(model)
     assert [node.op for node in graph.graph.nodes].count("call_module") == 0
     torch.testing.assert_close(graph(x), model(x))  # the graph holds torch's product, which rounds in another order
+
+
+def test_the_symbolic_tracer_looks_into_a_layer_that_is_all_there_is():
+    layer = nacre.Linear(3, 2)
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(torch.fx.symbolic_trace(layer)(x), layer(x))  # torch's product, as above

@@ -16,13 +16,13 @@ def traced(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
     another one it records with the values of today: a dropout that once trained would go on dropping after ``eval()``.
 
     Args:
-        module: a layer of nacre, or somebody's subclass of one; of that the operations of torch.nn's layer are
-            recorded, as of a subclass of torch.nn's layer.
+        module: a layer of nacre. Of somebody's subclass of one, and of a layer that is traced by itself, the operations
+            of torch.nn's layer are recorded, as torch.fx records those of torch.nn.
         args: what its forward takes; the first is the tracer's placeholder.
         kwargs: the same by name.
     """
-    if not type(module).__module__.startswith("nacre."):
+    tracer = args[0].tracer
+    if module is tracer.root or not type(module).__module__.startswith("nacre."):
         base: Any = next(kind for kind in type(module).__mro__ if kind.__module__.startswith("torch.nn."))
         return base.forward(module, *args, **kwargs)
-    tracer = args[0].tracer
     return tracer.create_proxy("call_module", tracer.path_of_module(module), args, kwargs)
