@@ -1,5 +1,7 @@
 """PyTorch's own operator test data (torch.testing._internal.common_methods_invocations), run on nacre's functions."""
 
+import copy
+
 import pytest
 import torch
 from torch.testing._internal.common_methods_invocations import op_db
@@ -159,3 +161,21 @@ def test_arguments_stay_as_they_were(function, info):
         for one, other in zip(tensors((arguments, keywords)), before, strict=True):
             assert torch.equal(one, other) or torch.allclose(one, other, equal_nan=True)
     assert callable(function)
+
+
+UNARY = (
+    *(nacre.Linear(3, 2), nacre.Conv2d(1, 1, 1), nacre.LayerNorm(3), nacre.Embedding(3, 2), nacre.Dropout(0.5)),
+    *(nacre.Dropout(0.5, inplace=True), nacre.Softmax(-1), nacre.LogSoftmax(-1), nacre.GELU(), nacre.Tanh()),
+    *(nacre.Sigmoid(), nacre.ReLU(), nacre.ReLU(inplace=True), nacre.SiLU(), nacre.SiLU(inplace=True)),
+)
+
+
+@pytest.mark.parametrize("layer", UNARY, ids=repr)
+@pytest.mark.parametrize("given", [None, "a word", 3, [1.0]], ids=repr)
+def test_what_is_no_tensor_raises_what_torch_raises(layer, given):
+    outcomes = []
+    for module in (layer, nacre.convert(copy.deepcopy(layer), to="torch")):
+        with pytest.raises((TypeError, AttributeError)) as raised:
+            module(given)
+        outcomes.append(raised.type)
+    assert outcomes[0] is outcomes[1]

@@ -151,3 +151,58 @@ def test_unknown_target():
 def test_every_torch_class_is_replaced_by_one_layer():
     replaced = [spec.replaces for spec in LAYERS.values() if spec.replaces is not None]
     assert len(set(replaced)) == len(replaced)
+
+
+class Layers(torch.nn.Module):
+    """One of each layer, called as a model calls it."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = torch.nn.Embedding(9, 8)
+        self.pixels = torch.nn.Conv2d(1, 1, 1)
+        self.norm = torch.nn.LayerNorm(8)
+        self.attention = torch.nn.MultiheadAttention(8, 2)
+        self.encoder = torch.nn.TransformerEncoderLayer(8, 2, 8)
+        self.lstm, self.gru = torch.nn.LSTM(8, 8), torch.nn.GRU(8, 8)
+        self.elements = torch.nn.Sequential(
+            *(torch.nn.GELU(), torch.nn.ReLU(), torch.nn.SiLU(), torch.nn.Tanh(), torch.nn.Sigmoid()),
+            *(torch.nn.Softmax(-1), torch.nn.LogSoftmax(-1), torch.nn.Dropout(0.5), torch.nn.Linear(8, 5)),
+        )
+        self.loss = torch.nn.CrossEntropyLoss()
+
+    def forward(self, tokens, target):
+        x = self.norm(self.embedding(tokens))
+        x = self.pixels(x.unsqueeze(1)).squeeze(1)
+        x = self.encoder(x, is_causal=False) + self.attention(x, x, value=x, need_weights=False)[0]
+        x, _ = self.gru(self.lstm(x)[0])
+        return self.loss(self.elements(x).flatten(0, 1), target)
+
+
+def test_the_symbolic_tracer_takes_each_layer_for_a_whole():
+    torch.manual_seed(0)
+    model = Layers()
+    wanted = [(node.op, node.target) for node in torch.fx.symbolic_trace(model).graph.nodes]
+    graph = torch.fx.symbolic_trace(nacre.convert(model))
+    assert [(node.op, node.target) for node in graph.graph.nodes] == wanted
+    assert type(graph.lstm) is nacre.LSTM
+    given = torch.randint(9, (4, 3)), torch.randint(5, (12,))
+    # traced while it trains, the dropout follows the mode of the graph all the same
+    torch.testing.assert_close(graph.eval()(*given), model.eval()(*given), rtol=0, atol=0)
+
+
+def test_the_symbolic_tracer_looks_into_a_subclass():
+    class Twice(nacre.Linear):
+        def forward(self, input):
+            return 2 * super().forward(input)
+
+    model = torch.nn.Sequential(Twice(3, 2))
+    x = torch.randn(4, 3)
+    graph = torch.fx.symbolic_trace(model)
+    assert [node.op for node in graph.graph.nodes].count("call_module") == 0
+    torch.testing.assert_close(graph(x), model(x))  # the graph holds torch's product, which rounds in another order
+
+
+def test_the_symbolic_tracer_looks_into_a_layer_that_is_all_there_is():
+    layer = nacre.Linear(3, 2)
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(torch.fx.symbolic_trace(layer)(x), layer(x))  # torch's product, as above

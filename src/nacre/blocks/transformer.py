@@ -13,6 +13,7 @@ from nacre.blocks.parts import letters_of, sizes, sum_of_parts
 from nacre.core import check
 from nacre.core.choice import torch_instead, unserved
 from nacre.core.spec import Case, LayerSpec, Letters, Made, Normal
+from nacre.core.tracing import Proxy, traced
 from nacre.layers import LAYERS
 from nacre.layers.activation import GELU, ReLU, SiLU
 from nacre.layers.attention import MultiheadAttention
@@ -260,6 +261,8 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
             src_key_padding_mask: (B, T) or (T), True for padding, or numbers. Default: none.
             is_causal: ``src_mask`` is the causal mask. Default: False.
         """
+        if isinstance(src, Proxy):
+            return traced(self, src, src_mask, src_key_padding_mask, is_causal)
         if src.is_nested:
             return torch_instead(
                 "transformer_encoder_layer",

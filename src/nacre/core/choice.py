@@ -161,6 +161,8 @@ def unserved(*tensors: object) -> str:
 
     The formulas and their derivatives are those of real numbers in dense, strided tensors.
     """
+    if tensors[0] is None:
+        return "no input"
     for tensor in tensors:
         if tensor is None:
             continue

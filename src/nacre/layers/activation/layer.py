@@ -6,6 +6,7 @@ from torch import Tensor
 from nacre.core import check
 from nacre.core.choice import cpp_kernel, small, torch_instead, unserved
 from nacre.core.op import Op
+from nacre.core.tracing import Proxy, traced
 from nacre.layers.activation import formula
 
 # the number of values from which nacre's kernel is faster, where two calls of each were measured equal
@@ -96,6 +97,8 @@ class GELU(torch.nn.GELU):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, Proxy):
+            return traced(self, input)
         return gelu(input, approximate=self.approximate)
 
 
@@ -130,6 +133,8 @@ class ReLU(torch.nn.ReLU):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, Proxy):
+            return traced(self, input)
         return relu(input, inplace=self.inplace)
 
 
@@ -165,6 +170,8 @@ class SiLU(torch.nn.SiLU):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, Proxy):
+            return traced(self, input)
         return silu(input, inplace=self.inplace)
 
 
@@ -193,6 +200,8 @@ class Tanh(torch.nn.Tanh):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, Proxy):
+            return traced(self, input)
         return tanh(input)
 
 
@@ -221,6 +230,8 @@ class Sigmoid(torch.nn.Sigmoid):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, Proxy):
+            return traced(self, input)
         return sigmoid(input)
 
 
@@ -312,7 +323,7 @@ def tanh(input: Tensor) -> Tensor:
     if small("tanh", input, _TANH_BELOW):
         return torch.tanh(input)
     if reason := unserved(input):
-        return torch_instead("tanh", reason, torch.nn.functional.tanh, input)
+        return torch_instead("tanh", reason, torch.tanh, input)
     return _tanh(input)
 
 
@@ -330,5 +341,5 @@ def sigmoid(input: Tensor) -> Tensor:
     if small("sigmoid", input, _TORCH_BELOW):
         return torch.sigmoid(input)
     if reason := unserved(input):
-        return torch_instead("sigmoid", reason, torch.nn.functional.sigmoid, input)
+        return torch_instead("sigmoid", reason, torch.sigmoid, input)
     return _sigmoid(input)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from nacre.core.choice import torch_instead, unserved
+from nacre.core.tracing import Proxy, traced
 from nacre.layers.attention.layout import each_once
 from nacre.layers.attention.multi_head import multi_head_attention_forward
 from nacre.layers.attention.multi_head_checks import check_heads
@@ -114,6 +115,9 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             average_attn_weights: the returned weights are the mean over the heads. Default: True.
             is_causal: a hint that ``attn_mask`` is the causal mask, which then need not be read. Default: False.
         """
+        if isinstance(query, Proxy):
+            settings = (key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
+            return traced(self, query, key, value, *settings)
         if reason := unserved(query, key, value):
             return torch_instead(
                 "attention",

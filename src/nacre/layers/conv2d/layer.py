@@ -9,6 +9,7 @@ from torch import Tensor
 from nacre.core import check
 from nacre.core.choice import torch_instead, unserved, whole_by_torch
 from nacre.core.op import Op
+from nacre.core.tracing import Proxy, traced
 from nacre.layers.conv2d import formula, served
 from nacre.layers.conv2d.cost import outputs
 
@@ -108,6 +109,11 @@ class Conv2d(torch.nn.Conv2d):
         >>> sum(parameter.numel() for parameter in layer.parameters())
         1792
     """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, Proxy):
+            return traced(self, input)
+        return self._conv_forward(input, self.weight, self.bias)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.padding_mode == "zeros":

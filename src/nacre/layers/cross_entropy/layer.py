@@ -5,6 +5,7 @@ from torch import Tensor
 
 from nacre.core.choice import cpp_kernel, torch_instead, unserved
 from nacre.core.op import Op
+from nacre.core.tracing import Proxy, traced
 from nacre.layers.cross_entropy import formula, targets
 
 _op = Op(
@@ -74,6 +75,8 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        if isinstance(input, Proxy):
+            return traced(self, input, target)
         return cross_entropy(
             input,
             target,

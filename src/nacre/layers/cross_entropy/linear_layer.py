@@ -9,6 +9,7 @@ from torch import Tensor
 from nacre.core import check
 from nacre.core.choice import cpp_kernel, torch_instead, unserved
 from nacre.core.op import Op
+from nacre.core.tracing import Proxy, traced
 from nacre.layers.cross_entropy import formula, linear_formula, targets
 from nacre.layers.cross_entropy.linear_base import BASE
 
@@ -139,6 +140,8 @@ class LinearCrossEntropyLoss(BASE):
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        if isinstance(input, Proxy):
+            return traced(self, input, target)
         places = (self.num_classes, *self.out_features)
         bias = self.linear.bias
         return linear_cross_entropy(

@@ -9,6 +9,7 @@ from nacre.core import check
 from nacre.core.choice import cpp_kernel, torch_instead, unserved
 from nacre.core.op import Op
 from nacre.core.random import dropout_seed
+from nacre.core.tracing import Proxy, traced
 from nacre.layers.dropout import formula
 
 
@@ -73,6 +74,8 @@ class Dropout(torch.nn.Dropout):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, Proxy):
+            return traced(self, input)
         return dropout(input, self.p, self.training, self.inplace)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from nacre.core import check
 from nacre.core.choice import FLOATS, cpp_kernel, torch_instead, unserved
 from nacre.core.op import Op
+from nacre.core.tracing import Proxy, traced
 from nacre.layers.embedding import formula
 
 _INDICES = (torch.int64, torch.int32)
@@ -103,6 +104,8 @@ class Embedding(torch.nn.Embedding):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, Proxy):
+            return traced(self, input)
         return embedding(
             input, self.weight, self.padding_idx, self.max_norm, self.norm_type, self.scale_grad_by_freq, self.sparse
         )

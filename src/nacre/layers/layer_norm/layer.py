@@ -8,6 +8,7 @@ from torch import Tensor
 from nacre.core import check
 from nacre.core.choice import cpp_kernel, small, torch_instead, unserved
 from nacre.core.op import Op
+from nacre.core.tracing import Proxy, traced
 from nacre.layers.layer_norm import formula
 
 _TORCH_BELOW = 65536
@@ -66,6 +67,8 @@ class LayerNorm(torch.nn.LayerNorm):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, Proxy):
+            return traced(self, input)
         return layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from nacre.core import check
 from nacre.core.choice import FLOATS, cpp_kernel, torch_instead, torch_is_ahead, unserved
 from nacre.core.op import Op
+from nacre.core.tracing import Proxy, traced
 from nacre.layers.linear import formula
 
 _op = Op(
@@ -68,6 +69,8 @@ class Linear(torch.nn.Linear):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, Proxy):
+            return traced(self, input)
         return linear(input, self.weight, self.bias)
 
 

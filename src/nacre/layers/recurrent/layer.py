@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from nacre.core.choice import cpp_kernel
 from nacre.core.op import Op
+from nacre.core.tracing import Proxy, traced
 from nacre.layers.recurrent import formula_gru, formula_lstm, stack
 
 _GRU_TENSORS = ("input", "h0", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -165,6 +166,8 @@ class LSTM(torch.nn.LSTM):
     ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
 
     def forward(self, input: Any, hx: Any = None) -> Any:
+        if isinstance(input, Proxy):
+            return traced(self, input, hx)
         return stack.forward(self, _lstm, super().forward, input, hx)
 
 
@@ -239,4 +242,6 @@ class GRU(torch.nn.GRU):
     def forward(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]: ...
 
     def forward(self, input: Any, hx: Any = None) -> Any:
+        if isinstance(input, Proxy):
+            return traced(self, input, hx)
         return stack.forward(self, _gru, super().forward, input, hx)

@@ -9,6 +9,7 @@ from torch import Tensor
 from nacre.core import check
 from nacre.core.choice import cpp_kernel, small, torch_instead, unserved
 from nacre.core.op import Op
+from nacre.core.tracing import Proxy, traced
 from nacre.layers.softmax import formula
 from nacre.layers.softmax.cost import implicit_dim
 
@@ -72,6 +73,8 @@ class Softmax(torch.nn.Softmax):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, Proxy):
+            return traced(self, input)
         return softmax(input, self.dim, _stacklevel=5)
 
 
@@ -111,6 +114,8 @@ class LogSoftmax(torch.nn.LogSoftmax):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, Proxy):
+            return traced(self, input)
         return log_softmax(input, self.dim, _stacklevel=5)
 
 

@@ -1,0 +1,28 @@
+"""What ``torch.fx.symbolic_trace`` sees of a layer: one node, as of a layer of torch.nn."""
+
+from typing import Any
+
+import torch
+import torch.fx
+
+# of any type, since a type checker holds that no input declared as a Tensor could be one
+Proxy: Any = torch.fx.Proxy
+
+
+def traced(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Stands for the output of ``module`` in the graph of torch.fx's tracer.
+
+    The tracer takes a module for a whole by the name of its package, and only torch.nn's at that; the inside of
+    another one it records with the values of today: a dropout that once trained would go on dropping after ``eval()``.
+
+    Args:
+        module: a layer of nacre. Of somebody's subclass of one, and of a layer that is traced by itself, the operations
+            of torch.nn's layer are recorded, as torch.fx records those of torch.nn.
+        args: what its forward takes; the first is the tracer's placeholder.
+        kwargs: the same by name.
+    """
+    tracer = args[0].tracer
+    if module is tracer.root or not type(module).__module__.startswith("nacre."):
+        base: Any = next(kind for kind in type(module).__mro__ if kind.__module__.startswith("torch.nn."))
+        return base.forward(module, *args, **kwargs)
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), args, kwargs)
