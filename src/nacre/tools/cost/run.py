@@ -95,8 +95,10 @@ def _run(model: nn.Module, inputs: Any, keywords: Any, real: bool) -> CostReport
         parameter_bytes = recorder.memory.live
         for tensor in tensors((arguments, named)):
             recorder.memory.sees(tensor, "")
+        before = len(recorder.memory.log)
         with _quiet(stage, real), recording(recorder), recorder:
             _forward_and_backward(recorder, signature, arguments, named)
+        recorder.share_work(recorder.memory.log[before:])
     return _report(recorder, model, parameter_bytes, real)
 
 
