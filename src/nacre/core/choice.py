@@ -145,6 +145,18 @@ def torch_instead(name: str, reason: str, function: Callable[..., Any], *args: A
 
 
 _small_calls_to_torch = True
+_plain: tuple[type, ...] = (torch.Tensor,)
+
+
+@contextlib.contextmanager
+def chosen_as_plain(kind: type) -> Iterator[None]:
+    """Lets tensors of a class that stands for plain ones be left to torch where those are, inside the ``with`` block."""
+    global _plain
+    before, _plain = _plain, (*_plain, kind)
+    try:
+        yield
+    finally:
+        _plain = before
 
 
 @contextlib.contextmanager
@@ -171,7 +183,7 @@ def small(name: str, input: Any, below: int) -> bool:
         input: the input whose elements count.
         below: the number of elements from which nacre's kernel is taken, Python's part considered.
     """
-    return type(input) is torch.Tensor and input.numel() < below and torch_is_ahead(name, input, f"{below:,} values")
+    return type(input) in _plain and input.numel() < below and torch_is_ahead(name, input, f"{below:,} values")
 
 
 def torch_is_ahead(name: str, input: Any, under: str) -> bool:
@@ -193,7 +205,7 @@ def whole_by_torch(name: str, input: Any, reason: str) -> bool:
         input: the first input.
         reason: why torch's operator serves it best.
     """
-    if type(input) is not torch.Tensor or not _small_calls_to_torch or torch.compiler.is_compiling():
+    if type(input) not in _plain or not _small_calls_to_torch or torch.compiler.is_compiling():
         return False
     if recorders:
         record(name, "torch", reason)

@@ -74,7 +74,8 @@ def _convolution(given: Given, result: Any) -> Kind:
     positions = samples * math.prod(lengths)
     inner, outer = weight.shape[1], weight.shape[0] // max(groups, 1)
     if transposed:
-        return ", transposed", (positions, outer, inner)
+        overlapping = any(length > step for length, step in zip(weight.shape[2:], given["stride"], strict=False))
+        return ", transposed" + ", overlapping" * overlapping, (positions, outer, inner)
     if groups > 1 and inner == 1:
         return ", depthwise", (samples * weight.shape[0], math.prod(lengths))
     area = math.prod(weight.shape[2:])

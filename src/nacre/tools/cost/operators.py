@@ -141,9 +141,11 @@ def traffic(name: str, given: Mapping[str, Any], result: Any) -> int:
 
 def touched(operator: Any, arguments: Any, keywords: Any, result: Any) -> list[tuple[torch.Tensor, int]]:
     """The tensors that an operator reads and writes, with the bytes; of a table that is looked up in, the rows."""
+    _, name, free = _identity(operator)
+    if free:
+        return []
     written = [(tensor, size(tensor)) for tensor in tensors(result)]
     read = [(tensor, size(tensor)) for tensor in tensors((arguments, keywords))]
-    name = _identity(operator)[1]
     if name in _READS_ROWS and read:
         read[0] = (read[0][0], sum(each for _, each in written))
     return (read[1:] if name in _ONLY_WRITES else read) + written

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from nacre.tools.bench.machine import describe, other_load, warnings
-from nacre.tools.cost.distances import LARGEST_KEPT
+from nacre.tools.cost.heap import LARGEST_KEPT
 from nacre.tools.cost.models import MODELS, Model
 from nacre.tools.cost.run import cost
 from nacre.tools.cost.stage import tensors

@@ -177,10 +177,16 @@ def _convolved(kind: Any, area: int, **options: Any) -> Callable[..., Step]:
     return build
 
 
-def _transposed(dtype: torch.dtype, positions: int, channels: int, outputs: int) -> Step:
-    batch, height, width = _image(positions)
-    layer, x = nn.ConvTranspose2d(channels, outputs, 2, stride=2).to(dtype), _values(dtype, batch, channels, height, width)
-    return lambda: layer(x)
+def _transposed(area: int) -> Callable[..., Step]:
+    """To twice the height and width."""
+
+    def build(dtype: torch.dtype, positions: int, channels: int, outputs: int) -> Step:
+        batch, height, width = _image(positions)
+        layer = nn.ConvTranspose2d(channels, outputs, area, stride=2, padding=area // 2 - 1).to(dtype)
+        x = _values(dtype, batch, channels, height, width)
+        return lambda: layer(x)
+
+    return build
 
 
 def _depthwise(kind: Any) -> Callable[..., Step]:
@@ -282,13 +288,15 @@ def _probes() -> Iterator[Probe]:
     yield Probe(_both("nacre::feed_forward"), ((8, 64, 512, 2048),) * 3, _feed_forward)
     convolutions = (("aten::convolution", nn.Conv2d), ("nacre::conv2d", own["conv2d"].layer))
     for name, kind in convolutions:
-        for words, area, channels in (("1x1", 1, CHANNELS), ("3x3", 3, CHANNELS), ("larger", 5, (1, 3, 16, 64))):
+        wide, few = (3, 16, 64, 256, 1024), (1, 3, 16, 64)
+        for words, area, channels in (("1x1", 1, wide), ("3x3", 3, CHANNELS), ("larger", 5, few)):
             kinds = _both(f"{name}, {words}", f"{name}_backward, {words}")
             yield Probe(kinds, (POSITIONS, channels, channels), _convolved(kind, area))
         kinds = _both(f"{name}, depthwise", f"{name}_backward, depthwise")
         yield Probe(kinds, ((32, 256, 2048), (16, 256, 4096)), _depthwise(kind))
-    kinds = _both("aten::convolution, transposed", "aten::convolution_backward, transposed")
-    yield Probe(kinds, (POSITIONS, CHANNELS, CHANNELS), _transposed)
+    for words, area in (("transposed", 2), ("transposed, overlapping", 4)):
+        kinds = _both(f"aten::convolution, {words}", f"aten::convolution_backward, {words}")
+        yield Probe(kinds, (POSITIONS, CHANNELS[1:], CHANNELS[1:]), _transposed(area))
     flash = "aten::_scaled_dot_product_flash_attention_for_cpu"
     for causal in (False, True):
         words = ", causal" * causal
