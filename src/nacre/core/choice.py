@@ -150,7 +150,7 @@ _plain: tuple[type, ...] = (torch.Tensor,)
 
 @contextlib.contextmanager
 def chosen_as_plain(kind: type) -> Iterator[None]:
-    """Lets tensors of a class that stands for plain ones be left to torch where those are, inside the ``with`` block."""
+    """Leaves tensors of a class that stands for plain ones to torch where those are left, inside the ``with`` block."""
     global _plain
     before, _plain = _plain, (*_plain, kind)
     try:

@@ -19,8 +19,9 @@ from nacre.tools.bench.ceilings import copy_bandwidth, matrix_peak
 from nacre.tools.bench.machine import describe, other_load, warnings
 from nacre.tools.bench.selection import DTYPES
 from nacre.tools.cost.grid import Grid
-from nacre.tools.cost.probes import PROBES, least
+from nacre.tools.cost.probes import least
 from nacre.tools.cost.speed import Calls, Speeds
+from nacre.tools.cost.tables import PROBES
 
 SIDE = 2048
 """Rows and columns of the product whose speed is the best there is."""
@@ -55,7 +56,7 @@ def machine_speeds(needed: Mapping[str, set[str]]) -> Speeds:
     path = cache_file()
     try:
         known = Speeds.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         known = None
     if known is not None and not any(kinds - set(known.grids.get(dtype, ())) for dtype, kinds in needed.items()):
         return known
@@ -76,7 +77,9 @@ def _measured(known: Speeds | None, needed: Mapping[str, set[str]]) -> Speeds:
     """What is known, with what is missing."""
     from tqdm import tqdm
 
-    grids: dict[str, dict[str, Grid]] = {} if known is None else {one: dict(of) for one, of in known.grids.items()}
+    grids: dict[str, dict[str, Grid | None]] = (
+        {} if known is None else {one: dict(of) for one, of in known.grids.items()}
+    )
     best = {} if known is None else dict(known.best)
     missing = [(dtype, kind) for dtype, kinds in needed.items() for kind in sorted(kinds - set(grids.get(dtype, ())))]
     with tqdm(total=len(missing) + 1, desc="measuring this machine", unit="kind", leave=False, disable=None) as bar:
@@ -89,7 +92,7 @@ def _measured(known: Speeds | None, needed: Mapping[str, set[str]]) -> Speeds:
             if dtype not in best:
                 best[dtype] = matrix_peak(DTYPES[dtype], SIDE)
             if kind not in of:
-                of.update(PROBES[kind].grids(DTYPES[dtype]))
+                of.update({**dict.fromkeys(PROBES[kind].kinds), **PROBES[kind].grids(DTYPES[dtype])})
             bar.update()
     return Speeds(best, grids, copies, fresh, calls)
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from nacre.tools.cost.heap import LARGEST_KEPT, Heap
 from nacre.tools.cost.operators import Work
 
+
 @dataclass(frozen=True)
 class Taken:
     """A tensor's memory begins to live."""

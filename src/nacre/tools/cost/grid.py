@@ -62,7 +62,11 @@ class Grid:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, for a file."""
-        return {"axes": [list(axis) for axis in self.axes], "seconds": list(self.seconds), "amounts": list(self.amounts)}
+        return {
+            "axes": [list(axis) for axis in self.axes],
+            "seconds": list(self.seconds),
+            "amounts": list(self.amounts),
+        }
 
     @staticmethod
     def from_json(values: Any) -> "Grid":

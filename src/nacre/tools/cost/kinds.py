@@ -24,6 +24,7 @@ Kind = tuple[str, tuple[int, ...]]
 VIEW = "view"
 """The kind of what neither reads nor writes a value: it takes the time of a call."""
 
+
 def kind_of(operator: str, given: Given, result: Any, size: int) -> Kind:
     """The kind of a call, and its sizes.
 

@@ -1,5 +1,6 @@
 """The models on which predicted times are checked: small and large, of every kind that people train."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -129,7 +130,7 @@ def _convolved(channels: int, outputs: int, area: int = 3, stride: int = 1, grou
 
 def _mlp(*features: int) -> nn.Module:
     layers: list[nn.Module] = []
-    for one, other in zip(features, features[1:], strict=False):
+    for one, other in itertools.pairwise(features):
         layers += [nn.Linear(one, other), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from nacre.tools.bench.machine import describe, other_load, warnings
 from nacre.tools.cost.heap import LARGEST_KEPT
-from nacre.tools.cost.models import MODELS, Model
+from nacre.tools.cost.models import Model
 from nacre.tools.cost.run import cost
 from nacre.tools.cost.stage import tensors
 
@@ -34,7 +34,7 @@ class Checked:
         return self.predicted / self.measured - 1
 
 
-def check(models: Sequence[Model] = MODELS, progress: Callable[[str], None] | None = None) -> list[Checked]:
+def check(models: Sequence[Model], progress: Callable[[str], None] | None = None) -> list[Checked]:
     """Predicts and then measures each model's step on this machine.
 
     Args:

@@ -2,7 +2,7 @@
 
 A call of an operator takes the sum of
 
-- what calls of its kind took at sizes around its own, on tensors near the processor (:mod:`.probes`, :mod:`.grid`);
+- what calls of its kind took at sizes around its own, on tensors near the processor (:mod:`.tables`, :mod:`.grid`);
 - for each tensor that has gone farther away than there, its bytes, times what a byte costs from so far (measured as
   copies of growing size) less what it costs from near (:mod:`.distances`);
 - for the memory which the system has to find anew, its bytes, times what a fresh byte costs;
@@ -15,7 +15,7 @@ operators and over the rows within it.
 import math
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from nacre.tools.bench.machine import describe
@@ -24,8 +24,8 @@ from nacre.tools.bench.selection import DTYPES
 from nacre.tools.cost.grid import Grid, positive
 from nacre.tools.cost.kinds import VIEW
 from nacre.tools.cost.operators import Work
-from nacre.tools.cost.probes import COPY, POINTWISE, PROBES, SAME
 from nacre.tools.cost.report import CostReport
+from nacre.tools.cost.tables import COPY, POINTWISE, PROBES, SAME
 
 Curve = dict[int, float]
 """A speed for each of some sizes; between them it goes straight on logarithmic scales."""
@@ -56,7 +56,7 @@ class Speeds:
 
     Args:
         best: for each dtype the FLOPs a second of the best product there is.
-        grids: for each dtype and kind of operator its times.
+        grids: for each dtype and kind of operator its times; None for a kind that does not run here.
         copies: bytes a second of a copy, read and written, by the bytes that it goes through.
         fresh: seconds that a byte of fresh memory costs.
         calls: seconds that calls take.
@@ -64,7 +64,7 @@ class Speeds:
     """
 
     best: Mapping[str, float]
-    grids: Mapping[str, Mapping[str, Grid]]
+    grids: Mapping[str, Mapping[str, Grid | None]]
     copies: Curve
     fresh: float
     calls: Calls
@@ -82,8 +82,12 @@ class Speeds:
             return self.calls.view[backward] + fresh
         grids = self.grids[work.dtype if work.dtype in self.grids else next(iter(self.grids))]
         kind = kind_of_table(work)
-        sizes = work.sizes if len(work.sizes) == len(grids[kind].axes) else (max(work.bytes, 1),)
-        near = grids[kind].at(sizes, max(float(work.flops or work.bytes), 1.0))
+        table = grids[kind]
+        if table is None or kind in (COPY, POINTWISE):
+            copy = table or grids[COPY]
+            near = copy.at((work.bytes,), work.bytes) if copy else 0.0
+        else:
+            near = table.at(work.sizes, work.flops or work.bytes)
         cost = 1 / at(self.copies, max(work.bytes, 1))
         way = sum(size * max(1 / at(self.copies, distance) - cost, 0.0) for distance, size in work.distances)
         call = self.calls.own if work.own else self.calls.torch
@@ -95,7 +99,9 @@ class Speeds:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, for a file."""
-        grids = {dtype: {kind: grid.as_json() for kind, grid in of.items()} for dtype, of in self.grids.items()}
+        grids = {
+            dtype: {kind: grid and grid.as_json() for kind, grid in of.items()} for dtype, of in self.grids.items()
+        }
         copies = {str(size): speed for size, speed in self.copies.items()}
         calls = asdict(self.calls)
         return {"best": dict(self.best), "grids": grids, "copies": copies, "fresh": self.fresh, "calls": calls}
@@ -109,24 +115,24 @@ class Speeds:
         """
         try:
             grids = {
-                str(dtype): {str(kind): Grid.from_json(grid) for kind, grid in of.items()}
+                str(dtype): {str(kind): None if grid is None else Grid.from_json(grid) for kind, grid in of.items()}
                 for dtype, of in values["grids"].items()
             }
             best = {str(dtype): positive(values["best"][dtype]) for dtype in grids}
             copies = {int(size): positive(speed) for size, speed in values["copies"].items()}
-            calls = values["calls"]
-            pairs = {name: _pair(calls[name]) for name in ("torch", "own", "view")}
-            ends = {name: _pair((calls[name], 0.0))[0] for name in ("module", "start")}
+            given = values["calls"]
+            module, start = _pair((given["module"], given["start"]))
+            calls = Calls(module, _pair(given["torch"]), _pair(given["own"]), _pair(given["view"]), start)
             fresh = positive(values["fresh"])
         except (AttributeError, KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"these are no speeds of a machine: {error}") from error
         for dtype, of in grids.items():
             for kind, grid in of.items():
-                if kind in PROBES and grid.axes != PROBES[kind].axes:
+                if kind in PROBES and grid is not None and grid.axes != PROBES[kind].axes:
                     raise ValueError(f"the times of {kind} in {dtype} are of other sizes than are measured now")
         if not copies:
             raise ValueError("a speed is known for some size")
-        return Speeds(best, grids, copies, fresh, Calls(**pairs, **ends))
+        return Speeds(best, grids, copies, fresh, calls)
 
 
 def kind_of_table(work: Work) -> str:
