@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from nacre.tools.cost import cost
+from nacre.tools.cost import ceilings, cost
 from tests.tools import browser
 from tests.tools.cost_support import SPEEDS
 

@@ -9,7 +9,7 @@ The log of a run is played several times, since a step meets the memory that the
   keeps its memory.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from nacre.tools.cost.heap import LARGEST_KEPT, Heap
@@ -47,7 +47,7 @@ class Done:
     touched: tuple[tuple[int, int], ...]
 
 
-_STEPS = 3
+_STEPS = 2
 """Before the one which counts: until then blocks have found their places."""
 
 Event = Taken | Freed | Done
@@ -61,8 +61,9 @@ def with_distances(log: Sequence[Event]) -> dict[int, Work]:
     """
     play = _Play()
     for _ in range(_STEPS):
-        play.step(log)
-    return play.step(log)
+        for _ in play.step(log):
+            pass
+    return {event.place: replace(event.work, distances=far, fresh=fresh) for event, far, fresh in play.step(log)}
 
 
 @dataclass
@@ -73,8 +74,8 @@ class _Play:
     heap: Heap = field(default_factory=Heap)
     pool: Heap = field(default_factory=Heap)
 
-    def step(self, log: Sequence[Event]) -> dict[int, Work]:
-        done: dict[int, Work] = {}
+    def step(self, log: Sequence[Event]) -> Iterator[tuple[Done, tuple[tuple[int, int], ...], int]]:
+        """The operators, each with the distances of what it touches and its fresh bytes."""
         fresh = 0
         for event in log:
             if isinstance(event, Taken):
@@ -82,11 +83,10 @@ class _Play:
             elif isinstance(event, Freed):
                 self._free(event.tensor)
             else:
-                done[event.place] = replace(event.work, distances=self._touch(event), fresh=fresh)
+                yield event, self._touch(event), fresh
                 fresh = 0
         for tensor in list(self.blocks):  # gradients, before the next step
             self._free(tensor)
-        return done
 
     def _take(self, event: Taken) -> int:
         """How many bytes of it are fresh."""
