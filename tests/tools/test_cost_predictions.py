@@ -95,12 +95,11 @@ def test_distances():
 
 
 def test_large_blocks_are_fresh_but_for_those_of_nacre():
-    assert [work.fresh for work in with_distances(log(2 * LARGEST_KEPT)).values()] == [
-        2 * LARGEST_KEPT,
-        2 * LARGEST_KEPT,
-        0,
-    ]
-    assert not any(work.fresh for work in with_distances(log(2 * LARGEST_KEPT, own=True)).values())
+    size = 2 * LARGEST_KEPT
+    done = with_distances(log(size))
+    assert [work.fresh for work in done.values()] == [size, size, 0]
+    assert [work.distances for work in done.values()] == [(), (), ((2 * size, size),)]  # a fresh page was never away
+    assert not any(work.fresh for work in with_distances(log(size, own=True)).values())
 
 
 def test_the_heap():

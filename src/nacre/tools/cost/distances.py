@@ -91,6 +91,7 @@ class _Play:
     def _take(self, event: Taken) -> int:
         """How many bytes of it are fresh."""
         if event.size > LARGEST_KEPT and not event.own:
+            self.last.pop(event.tensor, None)
             return event.size
         heap = self.pool if event.own else self.heap
         start, touched = heap.take(event.size)
