@@ -61,7 +61,8 @@ def machine_speeds(needed: Mapping[str, set[str]]) -> Speeds:
     if known is not None and not any(kinds - set(known.grids.get(dtype, ())) for dtype, kinds in needed.items()):
         return known
     doubts = tuple(warnings(other_load()))
-    speeds = _measured(known, needed)
+    with torch.inference_mode(False):
+        speeds = _measured(known, needed)
     if doubts:
         return replace(speeds, warnings=doubts)
     try:
