@@ -110,6 +110,11 @@ def test_the_heap():
     heap.give(second, 100, 2)
     assert heap.take(192) == (0, 2)  # neighbours were joined
     heap.give(0, 192, 3)
+    one, other = heap.take(64)[0], heap.take(128)[0]
+    heap.give(other, 128, 3)
+    heap.give(one, 64, 3)
+    assert heap.take(192) == (0, 3)  # in this order too
+    heap.give(0, 192, 3)
     assert heap.take(64) == (0, 3) and heap.take(128) == (64, 3) and heap.take(64) == (256, None)
 
 
