@@ -2,8 +2,8 @@
 
 glibc keeps freed blocks in order of their addresses, joins neighbours and gives out the smallest that is large enough.
 A block beyond a bound comes from the system each time, and goes back to it. (The bound is that of a process which has
-freed such a block once; before, it is smaller. Free memory at the very end would go back too, but something that stays,
-such as a library's buffer, soon lies behind it: counted page faults of training steps say so.)
+freed such a block once; before, it is smaller.) Free memory at the very end can go back too; that is left out, since
+something that stays, such as a library's buffer, often lies behind it, and whether it does differs from run to run.
 """
 
 from bisect import bisect_left, insort
