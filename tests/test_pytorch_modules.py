@@ -113,7 +113,10 @@ def test_same_as_torch(info, training):
         reference = info.module_cls(*item.constructor_input.args, **item.constructor_input.kwargs)
         reference = reference.double().train(training)
         reference.load_state_dict(module.state_dict())
-        results = forward_and_gradients(module, item.forward_input), forward_and_gradients(reference, item.forward_input)
+        results = (
+            forward_and_gradients(module, item.forward_input),
+            forward_and_gradients(reference, item.forward_input),
+        )
         assert_same(*results, rtol=1e-9, atol=1e-11)  # float64: products and sums in another order
     assert repr(module) is not None
 

@@ -2,16 +2,14 @@
 
 import json
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from nacre.cli import main
-from nacre.tools.cost import compare, cost, speed
-from nacre.tools.cost.operators import Work
-from nacre.tools.cost.report import CostReport
+from nacre.tools.cost import ceilings, compare, cost
+from tests.tools.cost_support import SPEEDS
 
 MODELS = """
 import torch
@@ -138,80 +136,8 @@ def test_a_configuration_without_transformers(folder, capsys, monkeypatch):
     assert status == 2 and "pip install 'nacre[transformers]'" in err
 
 
-SPEEDS = speed.Speeds(
-    best={"float32": 2e9},
-    products={"float32": {100: 1e9, 1000: 1e9}},
-    attention={"float32": 1e8},
-    kept={100: 1e6, 10**6: 1e6},
-    fresh={100: 1e5, 10**6: 1e5},
-    draws=1e4,
-    call=(1e-3, 2e-3),
-    own_call=(5e-3, 6e-3),
-)
-
-
-def test_the_time_of_an_operator():
-    # a million FLOPs at 1e9 a second; 1,000 bytes at 1e5 into fresh memory; 1,000 random numbers at 1e4; and the call
-    assert SPEEDS.seconds(Work(flops=10**6, bytes=8), False, 100) == pytest.approx(1e-3 + 1e-3)
-    assert SPEEDS.seconds(Work(flops=10**6, attention=True), False, 100) == pytest.approx(1e-2 + 1e-3)
-    assert SPEEDS.seconds(Work(bytes=1000), True, 100) == pytest.approx(1e-2 + 2e-3)
-    assert SPEEDS.seconds(Work(bytes=1000, own=True), False, 100) == pytest.approx(1e-3 + 5e-3)
-    assert SPEEDS.seconds(Work(bytes=8, random=1000), False, 100) == pytest.approx(0.1 + 1e-3)
-    # copies as large as the whole step's memory go slower than small ones
-    slower = replace(SPEEDS, kept={100: 1e6, 10**6: 1e4})
-    assert slower.seconds(Work(bytes=1000, own=True), False, 2 * 10**6) == pytest.approx(0.1 + 5e-3)
-
-
-def predicted() -> CostReport:
-    report = cost(
-        nn.Sequential(nn.Linear(500, 500, bias=False), nn.Linear(500, 500, bias=False)), torch.zeros(100, 500)
-    )
-    speed.predict(report, SPEEDS)
-    return report
-
-
-def test_predictions_add_up():
-    report = predicted()
-    total, first, second = (row.predicted_seconds for row in report.rows)
-    assert total == pytest.approx(first + second) == report.predicted_seconds
-    # traffic decides: forward 100 x 500 in and out and 500 x 500 weights, at 1e6 bytes a second
-    assert report.rows[1].limit_seconds == pytest.approx(1.4 + report.rows[1].own.backward_bytes / 1e6)
-    assert "to be expected" in report.table() and report.to_json()["predicted_seconds"] == total
-
-
-def test_speeds_are_measured_once_and_a_damaged_file_anew(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(speed, "SIDES", (8,))
-    monkeypatch.setattr(speed, "other_load", lambda: 0.0)
-    monkeypatch.setattr(speed, "SIZES", (2**12,))
-    first = speed.machine_speeds(["float32"])
-    assert speed.machine_speeds(["float32"]) == first  # times differ from one measurement to the next
-    path = speed.cache_file()
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
-    for damaged in (
-        "",
-        "{",
-        "[]",
-        '{"products": {"float32": {"8": -1}}}',
-        path.read_text().replace('"draws": ', '"draws": -'),
-    ):
-        path.write_text(damaged)
-        assert speed.machine_speeds(["float32"]).products["float32"][8] > 0
-        assert speed.Speeds.from_json(json.loads(path.read_text()))
-    path.write_text(json.dumps(first.as_json()))
-    both = speed.machine_speeds(["float64"])  # another dtype is measured beside what is known
-    assert set(both.products) == {"float32", "float64"} and both.kept == first.kept
-    monkeypatch.setattr(speed, "other_load", lambda: 1.0)
-    path.unlink()
-    assert "not quiet" in speed.machine_speeds(["float32"]).warnings[0] and not path.exists()
-    monkeypatch.setattr(speed, "other_load", lambda: 0.0)
-    path.touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(path))  # a file where a folder should be
-    assert speed.machine_speeds(["float32"]).draws > 0
-
-
 def test_measured_times(monkeypatch, capsys, folder):
-    monkeypatch.setattr(speed, "machine_speeds", lambda dtypes: SPEEDS)
+    monkeypatch.setattr(ceilings, "machine_speeds", lambda needed: SPEEDS)
     model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
     state = {name: value.clone() for name, value in model.state_dict().items()}
     report = cost(model, torch.randn(10, 6), measure=True)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from nacre.tools.cost import cost, speed
+from nacre.tools.cost import ceilings, cost
 from tests.tools import browser
-from tests.tools.test_cost_command import SPEEDS
+from tests.tools.cost_support import SPEEDS
 
 pytest.importorskip("plotly")
 pytest.importorskip("latex2mathml")
@@ -27,7 +27,7 @@ class Wide(nn.Module):
 
 @pytest.fixture
 def written(tmp_path, monkeypatch):
-    monkeypatch.setattr(speed, "machine_speeds", lambda dtypes: SPEEDS)
+    monkeypatch.setattr(ceilings, "machine_speeds", lambda needed: SPEEDS)
     report = cost(Wide(), torch.randn(10, 8), measure=True)
     path = tmp_path / "bill.html"
     report.html(path)

@@ -189,6 +189,18 @@ def torch_instead(name: str, reason: str, function: Callable[..., Any], *args: A
 
 
 _small_calls_to_torch = True
+_plain: tuple[type, ...] = (torch.Tensor,)
+
+
+@contextlib.contextmanager
+def chosen_as_plain(kind: type) -> Iterator[None]:
+    """Leaves tensors of a class that stands for plain ones to torch where those are left, inside the ``with`` block."""
+    global _plain
+    before, _plain = _plain, (*_plain, kind)
+    try:
+        yield
+    finally:
+        _plain = before
 
 
 @contextlib.contextmanager
@@ -215,7 +227,7 @@ def small(name: str, input: Any, below: int) -> bool:
         input: the input whose elements count.
         below: the number of elements from which nacre's kernel is taken, Python's part considered.
     """
-    if type(input) is not torch.Tensor or input.numel() >= below:
+    if type(input) not in _plain or input.numel() >= below:
         return False
     return torch_is_ahead(name, input, f"{below:,} values" if recorders else "")
 
@@ -239,7 +251,7 @@ def whole_by_torch(name: str, input: Any, reason: str) -> bool:
         input: the first input.
         reason: why torch's operator serves it best.
     """
-    if type(input) is not torch.Tensor or not _small_calls_to_torch or torch.compiler.is_compiling():
+    if type(input) not in _plain or not _small_calls_to_torch or torch.compiler.is_compiling():
         return False
     if recorders:
         record(name, "torch", reason)

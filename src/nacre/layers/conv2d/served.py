@@ -79,7 +79,7 @@ _POINTWISE = {
 
 def best_left_to_torch(input: Tensor, weight: Tensor, groups: int) -> str:
     """Why torch's own operator is the fastest, its autograd included; empty where a kernel of nacre may take part."""
-    tensors = type(input) is Tensor and isinstance(weight, Tensor)
+    tensors = isinstance(input, Tensor) and isinstance(weight, Tensor)
     if not tensors or not input.is_cpu or input.dim() < 3 or weight.dim() != 4:
         return ""
     if input.dtype not in _EXACT:

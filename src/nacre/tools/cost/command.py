@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "target",
         metavar="TARGET",
+        nargs="?",
         help="package.module:factory (a function without arguments, or a model), a Hugging Face config.json,"
         " or an application's name",
     )
@@ -58,6 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the bill as a page, with the time to expect")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
+    parser.add_argument(
+        "--check-predictions",
+        action="store_true",
+        help="instead: predict and measure a training step of many models on this machine, and print the errors",
+    )
     parser.add_argument("--debug", action="store_true", help="show where an error comes from")
 
 
@@ -90,6 +96,12 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.against and arguments.html:
         fix = "Leave one of the two out, or take --json."
         raise check.error(ValueError, "the page shows one bill", "--html with --against", fix)
+    if arguments.check_predictions:
+        _check_predictions(arguments)
+        return
+    if arguments.target is None:
+        fix = "Give package.module:factory, a config.json or an application's name, or --check-predictions."
+        raise check.error(ValueError, "nacre cost bills a model", "none", fix)
     report = _bill(find_target(arguments.target), arguments)
     if arguments.against is None:
         print(report.table(arguments.depth))
@@ -102,6 +114,27 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.json is not None:
         with replacing(arguments.json) as partial:
             partial.write_text(json.dumps(found.to_json(), indent=1), encoding="utf-8")
+
+
+def _check_predictions(arguments: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from nacre.tools.cost import models, predictions
+
+    if arguments.target or arguments.html or arguments.against:
+        rule = "--check-predictions has models of its own"
+        raise check.error(ValueError, rule, "a TARGET, --html or --against", "Leave it out.")
+    with tqdm(total=len(models.MODELS), desc="checking", unit="model", leave=False) as bar:
+
+        def progress(name: str) -> None:
+            bar.set_postfix_str(name)
+            bar.update()
+
+        checked = predictions.check(models.MODELS, progress)
+    print(predictions.markdown(checked))
+    if arguments.json is not None:
+        with replacing(arguments.json) as partial:
+            partial.write_text(json.dumps([vars(one) for one in checked], indent=1), encoding="utf-8")
 
 
 def _other(arguments: argparse.Namespace) -> CostReport:

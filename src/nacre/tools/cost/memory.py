@@ -6,6 +6,9 @@ from typing import Any
 
 import torch
 
+from nacre.tools.cost.distances import Done, Event, Freed, Taken
+from nacre.tools.cost.operators import Work
+
 
 class Memory:
     """How many bytes live, and how many at most.
@@ -18,7 +21,9 @@ class Memory:
         self.live = 0
         self.peak = 0
         self.peak_in = ""
-        self._storages: dict[int, tuple[int, Any]] = {}
+        self.log: list[Event] = []
+        self._storages: dict[int, tuple[int, Any, int]] = {}
+        self._met = 0
         self._kept: dict[int, list[Any]] = {}
         self._own: set[int] = set()
 
@@ -27,8 +32,14 @@ class Memory:
         for tensor in tensors:
             self._own.add(self.sees(tensor, "the model"))
 
-    def sees(self, tensor: torch.Tensor, where: str) -> int:
-        """Follows the storage of a tensor from now on; returns the storage's key."""
+    def sees(self, tensor: torch.Tensor, where: str, own: bool = False) -> int:
+        """Follows the storage of a tensor from now on; returns the storage's key.
+
+        Args:
+            tensor: any.
+            where: the name of the call in which it was met.
+            own: whether an operator of nacre made it.
+        """
         try:
             storage = tensor.untyped_storage()
         except (NotImplementedError, RuntimeError):  # sparse tensors have none
@@ -36,11 +47,23 @@ class Memory:
         key = storage._cdata
         if key not in self._storages:
             size = storage.nbytes()
-            self._storages[key] = (size, weakref.ref(storage, lambda _: self._dies(key)))
+            self._met += 1
+            self._storages[key] = (size, weakref.ref(storage, lambda _: self._dies(key)), self._met)
+            self.log.append(Taken(self._met, size, own))
             self.live += size
             if self.live > self.peak:
                 self.peak, self.peak_in = self.live, where
         return key
+
+    def runs(self, place: int, work: Work, touched: list[tuple[torch.Tensor, int]]) -> None:
+        """An operator has run, the one with that number in the order of all of them."""
+        sizes: dict[int, int] = {}
+        for tensor, size in touched:
+            key = self.sees(tensor, "")
+            if key:
+                number = self._storages[key][2]
+                sizes[number] = max(sizes.get(number, 0), size)
+        self.log.append(Done(place, work, tuple(sizes.items())))
 
     def keeps(self, tensor: torch.Tensor, row: Any) -> "Kept":
         """Autograd keeps a tensor, as long as it keeps what this returns."""
@@ -63,8 +86,9 @@ class Memory:
                 del self._kept[key]
 
     def _dies(self, key: int) -> None:
-        size, _ = self._storages.pop(key)
+        size, _, number = self._storages.pop(key)
         self.live -= size
+        self.log.append(Freed(number))
 
 
 class Kept:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from nacre.tools.cost import elements, own
-from nacre.tools.cost.products import PRODUCTS
+from nacre.tools.cost.kinds import VIEW, kind_of
+from nacre.tools.cost.products import PRODUCTS, Counted
 from nacre.tools.cost.solvers import SOLVERS
 from nacre.tools.cost.stage import tensors
 
@@ -22,26 +23,31 @@ class Work:
         flops: of matrix products.
         elementwise_flops: of everything else.
         bytes: read and written: each argument and each result once.
-        product: multiply-adds of one matrix product, where several run side by side in one call.
+        kind: which operators take their time as this one does.
+        sizes: those that decide about its time; their meaning goes with the kind.
         dtype: of the numbers.
-        attention: whether its products are those of attention, whose parts are small.
-        random: random numbers drawn, which torch does on one thread of a CPU.
+        pointwise: whether it computes each value of its result by itself.
         own: whether it is an operator of nacre.
         known: whether the operator's cost is known; if not, only its bytes are counted.
+        distances: bytes of what it reads and writes, by the bytes that were touched since they were touched last (up
+            to a power of two): how far they may have gone from the processor.
+        fresh: bytes of memory that the system had to find for its results.
     """
 
     flops: int = 0
     elementwise_flops: int = 0
     bytes: int = 0
-    product: int = 0
+    kind: str = ""
+    sizes: tuple[int, ...] = ()
     dtype: str = "float32"
-    attention: bool = False
-    random: int = 0
+    pointwise: bool = False
     own: bool = False
     known: bool = True
+    distances: tuple[tuple[int, int], ...] = ()
+    fresh: int = 0
 
 
-NOTHING = Work()
+NOTHING = Work(kind=VIEW)
 
 
 def work_of(operator: Any, arguments: tuple[Any, ...], keywords: Mapping[str, Any], result: Any) -> Work:
@@ -59,23 +65,23 @@ def work_of(operator: Any, arguments: tuple[Any, ...], keywords: Mapping[str, An
     given = _named(operator, arguments, keywords)
     dtype = str(elements.first(result).dtype).removeprefix("torch.") if _has_tensor(result) else "float32"
     known = own.counted(name, given) if space == "nacre" else _counted(operator, space, name, given, result)
-    flops, elementwise, product = known or (0, 0, 0)
+    flops, elementwise = known or (0, 0)
+    size = traffic(name, given, result)
+    kind, sizes = kind_of(f"{space}::{name}", given, result, size)
     return Work(
         flops=flops,
         elementwise_flops=elementwise,
-        bytes=traffic(name, given, result),
-        product=product,
+        bytes=size,
+        kind=kind,
+        sizes=sizes,
         dtype=dtype,
-        attention="attention" in name,
-        random=elements.first(result).numel() if name in _DRAWS else 0,
+        pointwise=torch.Tag.pointwise in operator.tags,
         own=space == "nacre",
         known=known is not None,
     )
 
 
-def _counted(
-    operator: Any, space: str, name: str, given: Mapping[str, Any], result: Any
-) -> tuple[int, int, int] | None:
+def _counted(operator: Any, space: str, name: str, given: Mapping[str, Any], result: Any) -> Counted | None:
     if space not in ("aten", "mkldnn", "prims"):
         return None
     if name in PRODUCTS:
@@ -83,13 +89,13 @@ def _counted(
     for rules in (elements.RULES, SOLVERS):
         if name in rules:
             operations = rules[name](given, result)
-            return None if operations is None else (0, operations, 0)
+            return None if operations is None else (0, operations)
     if name in elements.MOVES:
-        return 0, 0, 0
+        return 0, 0
     if name in elements.PER_INPUT:
-        return 0, next((value.numel() for value in given.values() if isinstance(value, torch.Tensor)), 0), 0
+        return 0, next((value.numel() for value in given.values() if isinstance(value, torch.Tensor)), 0)
     if name in elements.PER_RESULT or torch.Tag.pointwise in operator.tags:
-        return 0, elements.first(result).numel(), 0
+        return 0, elements.first(result).numel()
     return None
 
 
@@ -125,9 +131,6 @@ _ONLY_WRITES = frozenset(
 )  # fmt: skip
 
 
-_DRAWS = frozenset("bernoulli uniform normal exponential rand randn native_dropout random".split())
-
-
 def traffic(name: str, given: Mapping[str, Any], result: Any) -> int:
     """Bytes read and written: each argument once, each result once; of a table that is looked up in, the rows."""
     written = sum(size(tensor) for tensor in tensors(result))
@@ -137,6 +140,18 @@ def traffic(name: str, given: Mapping[str, Any], result: Any) -> int:
     if name in _ONLY_WRITES:
         read = read[1:]
     return written + sum(size(tensor) for tensor in read)
+
+
+def touched(operator: Any, arguments: Any, keywords: Any, result: Any) -> list[tuple[torch.Tensor, int]]:
+    """The tensors that an operator reads and writes, with the bytes; of a table that is looked up in, the rows."""
+    _, name, free = _identity(operator)
+    if free:
+        return []
+    written = [(tensor, size(tensor)) for tensor in tensors(result)]
+    read = [(tensor, size(tensor)) for tensor in tensors((arguments, keywords))]
+    if name in _READS_ROWS and read:
+        read[0] = (read[0][0], sum(each for _, each in written))
+    return (read[1:] if name in _ONLY_WRITES else read) + written
 
 
 def size(tensor: torch.Tensor) -> int:

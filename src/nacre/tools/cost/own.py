@@ -9,64 +9,63 @@ from nacre.core.cost import Cost
 from nacre.layers import LAYERS
 from nacre.layers.dropout.cost import residual_cost as residual_dropout_cost
 from nacre.layers.layer_norm.cost import residual_cost as residual_dropout_layer_norm_cost
-from nacre.tools.cost.products import attention_sizes
+from nacre.tools.cost.products import Counted, attention_sizes
 
 Given = Mapping[str, Any]
 
 
-def counted(name: str, given: Given) -> tuple[int, int, int] | None:
-    """FLOPs of products, FLOPs of single elements and multiply-adds of one product of ``nacre::name``, where known."""
+def counted(name: str, given: Given) -> Counted | None:
+    """FLOPs of products and of single elements of ``nacre::name``, where known."""
     backward = name.endswith("_backward")
     layer = name.removesuffix("_backward")
     if layer == "attention":
         return _attention_backward(given) if backward else _attention(given)
     if layer not in _BILLS:
         return None
-    bill, product = _BILLS[layer](layer, given)
+    bill = _BILLS[layer](layer, given)
     if backward:
-        return bill.backward_flops, bill.backward_elementwise_flops, product
-    return bill.flops, bill.elementwise_flops, product
+        return bill.backward_flops, bill.backward_elementwise_flops
+    return bill.flops, bill.elementwise_flops
 
 
 def _needs(given: Given, count: int) -> tuple[bool, ...]:
     return tuple(given.get("needs") or [True] * count)
 
 
-def _activation(layer: str, given: Given) -> tuple[Cost, int]:
+def _activation(layer: str, given: Given) -> Cost:
     values = given["grad_output"] if "grad_output" in given else given["input"]
     tanh = {"tanh": given["approximate"] == "tanh"} if layer == "gelu" else {}
-    return LAYERS[layer].cost(elements=values.numel(), **tanh), 0
+    return LAYERS[layer].cost(elements=values.numel(), **tanh)
 
 
-def _softmax(layer: str, given: Given) -> tuple[Cost, int]:
+def _softmax(layer: str, given: Given) -> Cost:
     values = given["grad_output"] if "grad_output" in given else given["input"]
     features = values.shape[given["dim"]] if values.shape else 1
-    return LAYERS[layer].cost(rows=values.numel() // max(features, 1), features=features), 0
+    return LAYERS[layer].cost(rows=values.numel() // max(features, 1), features=features)
 
 
-def _dropout(layer: str, given: Given) -> tuple[Cost, int]:
+def _dropout(layer: str, given: Given) -> Cost:
     values = given["grad_output"] if "grad_output" in given else given["input"]
-    return LAYERS[layer].cost(elements=values.numel()), 0
+    return LAYERS[layer].cost(elements=values.numel())
 
 
-def _layer_norm(layer: str, given: Given) -> tuple[Cost, int]:
+def _layer_norm(layer: str, given: Given) -> Cost:
     needs = _needs(given, 3)
     features = math.prod(given["normalized_shape"])
-    bill = LAYERS[layer].cost(
+    return LAYERS[layer].cost(
         rows=given["input"].numel() // max(features, 1),
         features=features,
         weight=given["weight"] is not None,
         bias=given["bias"] is not None if "bias" in given else needs[2],
         input_gradient=needs[0],
     )
-    return bill, 0
 
 
-def _linear(layer: str, given: Given) -> tuple[Cost, int]:
+def _linear(layer: str, given: Given) -> Cost:
     needs = _needs(given, 3)
     out_features, in_features = given["weight"].shape
     rows = math.prod(given["input"].shape[:-1])
-    bill = LAYERS[layer].cost(
+    return LAYERS[layer].cost(
         rows=rows,
         in_features=in_features,
         out_features=out_features,
@@ -75,15 +74,14 @@ def _linear(layer: str, given: Given) -> tuple[Cost, int]:
         weight_gradient=needs[1],
         bias_gradient=needs[2],
     )
-    return bill, rows * in_features * out_features
 
 
-def _conv2d(layer: str, given: Given) -> tuple[Cost, int]:
+def _conv2d(layer: str, given: Given) -> Cost:
     needs = _needs(given, 3)
     samples, in_channels, height, width = given["input"].shape
     out_channels, _, kernel_height, kernel_width = given["weight"].shape
     left, right, top, bottom = given["padding"]
-    bill = LAYERS[layer].cost(
+    return LAYERS[layer].cost(
         samples=samples,
         in_channels=in_channels,
         out_channels=out_channels,
@@ -100,12 +98,11 @@ def _conv2d(layer: str, given: Given) -> tuple[Cost, int]:
         weight_gradient=needs[1],
         bias_gradient=needs[2],
     )
-    return bill, bill.flops // (2 * max(given["groups"], 1))
 
 
-def _embedding(layer: str, given: Given) -> tuple[Cost, int]:
+def _embedding(layer: str, given: Given) -> Cost:
     width = given["weight"].shape[1] if "weight" in given else given["grad_output"].shape[-1]
-    bill = LAYERS[layer].cost(
+    return LAYERS[layer].cost(
         tokens=given["indices"].numel(),
         num_embeddings=given["num_embeddings"],
         embedding_dim=width,
@@ -113,7 +110,6 @@ def _embedding(layer: str, given: Given) -> tuple[Cost, int]:
         scale_grad_by_freq=given["scale_grad_by_freq"],
         sparse=given["sparse"],
     )
-    return bill, 0
 
 
 def _loss_sizes(given: Given) -> dict[str, Any]:
@@ -125,25 +121,24 @@ def _loss_sizes(given: Given) -> dict[str, Any]:
     }
 
 
-def _cross_entropy(layer: str, given: Given) -> tuple[Cost, int]:
+def _cross_entropy(layer: str, given: Given) -> Cost:
     logits, needs = given["input"], _needs(given, 2)
     classes = logits.shape[1 if logits.dim() > 1 else 0]
-    bill = LAYERS[layer].cost(
+    return LAYERS[layer].cost(
         tokens=logits.numel() // max(classes, 1),
         classes=classes,
         **_loss_sizes(given),
         input_gradient=needs[0],
         target_gradient=needs[1],
     )
-    return bill, 0
 
 
-def _linear_cross_entropy(layer: str, given: Given) -> tuple[Cost, int]:
+def _linear_cross_entropy(layer: str, given: Given) -> Cost:
     formed = any(given["formed"])
     needs = (*given["formed"], False) if formed else _needs(given, 4)
     classes, *places, in_features = given["linear_weight"].shape
     rows = given["input"].numel() // max(in_features, 1)
-    bill = LAYERS[layer].cost(
+    return LAYERS[layer].cost(
         rows=rows,
         in_features=in_features,
         classes=classes,
@@ -156,17 +151,16 @@ def _linear_cross_entropy(layer: str, given: Given) -> tuple[Cost, int]:
         linear_bias_gradient=needs[2],
         target_gradient=needs[3],
     )
-    return bill, rows * given["linear_weight"].numel()
 
 
-def _recurrent(layer: str, given: Given) -> tuple[Cost, int]:
+def _recurrent(layer: str, given: Given) -> Cost:
     """One level in one direction: its rows are all steps of all sequences."""
     needs = _needs(given, 8)
     data, weight = given["input"], given["weight_ih"]
     packed, batch = given["batch_sizes"], given["h0"].shape[0]
     rows = math.prod(data.shape[:-1])
     projected = given.get("weight_hr")
-    bill = LAYERS[layer].cost(
+    return LAYERS[layer].cost(
         rows=rows,
         batch=batch,
         last_batch=batch,
@@ -181,17 +175,16 @@ def _recurrent(layer: str, given: Given) -> tuple[Cost, int]:
         c0_gradient=layer == "lstm" and needs[2],
         parameter_gradient=any(needs[3 if layer == "lstm" else 2 :]),
     )
-    return bill, rows * weight.numel()
 
 
-def _attention(given: Given) -> tuple[int, int, int]:
+def _attention(given: Given) -> Counted:
     query, key, value = _heads(given)
     scores, rows, features, value_features = attention_sizes(query, key, value)
     elementwise = rows * features + scores * (5 + _masked(given))
-    return 2 * scores * (features + value_features), elementwise, _one_head(scores, query)
+    return 2 * scores * (features + value_features), elementwise
 
 
-def _attention_backward(given: Given) -> tuple[int, int, int]:
+def _attention_backward(given: Given) -> Counted:
     """The scores once more, and one product each for dV, dW, dQ and dK, of those that are asked for."""
     query, key, value = _heads(given)
     scores, rows, features, value_features = attention_sizes(query, key, value)
@@ -203,7 +196,7 @@ def _attention_backward(given: Given) -> tuple[int, int, int]:
     products = scores * (features + dv * value_features + of_scores * value_features + (dq + dk) * features)
     elementwise = rows * features + scores * (3 + _masked(given)) + dq * rows * features + dk * math.prod(key)
     elementwise += of_scores * scores * (4 + (given["dropout_p"] > 0) + weights) + sum(masks) * scores
-    return 2 * products, elementwise, _one_head(scores, query)
+    return 2 * products, elementwise
 
 
 def _heads(given: Given) -> tuple[Sequence[int], ...]:
@@ -215,26 +208,21 @@ def _heads(given: Given) -> tuple[Sequence[int], ...]:
     return shape, shape, shape
 
 
-def _one_head(scores: int, query: Sequence[int]) -> int:
-    """Multiply-adds of the product of one head's queries with its keys."""
-    return scores * query[-1] // max(math.prod(query[:-2]), 1)
-
-
 def _masked(given: Given) -> int:
     masks = sum(given[name] is not None for name in ("mask", "key_mask"))
     return masks + bool(given["is_causal"]) + (given["dropout_p"] > 0)
 
 
-def _joined(layer: str, given: Given) -> tuple[Cost, int]:
+def _joined(layer: str, given: Given) -> Cost:
     """A residual addition in one pass with the dropout before it and the normalisation after it."""
     backward = "needs" in given
     needs, drops = _needs(given, 4), given["seed"] is not None
     if layer == "residual_dropout":  # the residual's gradient is the output's: the backward finds the branch's alone
         values = given["grad_output"] if backward else given["residual"]
-        return residual_dropout_cost(values.numel(), drops=drops, branch_gradient=needs[0]), 0
+        return residual_dropout_cost(values.numel(), drops=drops, branch_gradient=needs[0])
     features = math.prod(given["normalized_shape"])
     values = given["sum"] if backward else given["residual"]
-    bill = residual_dropout_layer_norm_cost(
+    return residual_dropout_layer_norm_cost(
         rows=values.numel() // max(features, 1),
         features=features,
         weight=given["weight"] is not None,
@@ -244,10 +232,9 @@ def _joined(layer: str, given: Given) -> tuple[Cost, int]:
         residual_gradient=needs[0],
         branch_gradient=needs[1],
     )
-    return bill, 0
 
 
-def _feed_forward(layer: str, given: Given) -> tuple[Cost, int]:
+def _feed_forward(layer: str, given: Given) -> Cost:
     """Two linear maps with what stands between them."""
     needs = _needs(given, 5)
     hidden_features, in_features = given["weight1"].shape
@@ -275,8 +262,7 @@ def _feed_forward(layer: str, given: Given) -> tuple[Cost, int]:
     between = [(activation, {**inner, "tanh": True} if tanh else inner)]
     if given["seed"] is not None:
         between.append(("dropout", {**inner, "active": True}))
-    bill = feed_forward_cost((("linear", {**first, "itemsize": 4}), *between, ("linear", {**second, "itemsize": 4})))
-    return bill, rows * in_features * hidden_features
+    return feed_forward_cost((("linear", {**first, "itemsize": 4}), *between, ("linear", {**second, "itemsize": 4})))
 
 
 _BILLS = {

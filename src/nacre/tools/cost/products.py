@@ -1,31 +1,30 @@
 """Matrix products among torch's operators: how many FLOPs each one does.
 
-A rule takes the operator's arguments by name and its result, and returns the FLOPs (2 for a multiply-add), those of
-single elements, and the multiply-adds of one product where several run side by side: it decides how fast they run.
+A rule takes the operator's arguments by name and its result, and returns the FLOPs (2 for a multiply-add) and those of
+single elements.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-Counted = tuple[int, int, int]
-"""FLOPs of products, FLOPs of single elements, multiply-adds of one product."""
+Counted = tuple[int, int]
+"""FLOPs of products, FLOPs of single elements."""
 
 Rule = Callable[[Mapping[str, Any], Any], Counted]
 
 
 def _mm(given: Mapping[str, Any], result: Any) -> Counted:
     left = given["self"]
-    multiplied = result.numel() * left.shape[-1]
-    return 2 * multiplied, 0, multiplied // max(math.prod(result.shape[:-2]), 1)
+    return 2 * result.numel() * left.shape[-1], 0
 
 
 def _mv(given: Mapping[str, Any], result: Any) -> Counted:
-    return 2 * given["self"].numel(), 0, given["self"].numel()
+    return 2 * given["self"].numel(), 0
 
 
 def _dot(given: Mapping[str, Any], result: Any) -> Counted:
-    return 2 * given["self"].numel(), 0, given["self"].numel()
+    return 2 * given["self"].numel(), 0
 
 
 def _plus(added: int, left: str, right: str) -> Rule:
@@ -35,7 +34,7 @@ def _plus(added: int, left: str, right: str) -> Rule:
         inner, beta = given[left].shape[added], given.get("beta", 1)
         rows = 1 if given[right].dim() < 3 else given[right].shape[0]
         multiplied = result.numel() * inner * (rows if result.dim() == 2 and rows > 1 else 1)
-        return 2 * multiplied, result.numel() * (beta != 0), multiplied // max(rows, 1)
+        return 2 * multiplied, result.numel() * (beta != 0)
 
     return rule
 
@@ -46,13 +45,12 @@ def _trilinear(given: Mapping[str, Any], result: Any) -> Counted:
     axes = range(factors[0][0].dim() + len(factors[0][1]))
     lengths = [_lengths(factor, expanded, axes) for factor, expanded in factors]
     summed = {axis for axis in given["sumdim"] if axis not in lengths[2]}
-    flops = elementwise = largest = 0
+    flops = elementwise = 0
     between = {**lengths[0], **lengths[1]}
     for joined, over in ((between, summed), ({**between, **lengths[2]}, set(given["sumdim"]) - summed)):
         multiplied = math.prod(length for axis, length in joined.items() if joined is between or axis not in summed)
-        largest = max(largest, multiplied)
         flops, elementwise = (flops + 2 * multiplied, elementwise) if over else (flops, elementwise + multiplied)
-    return flops, elementwise, largest
+    return flops, elementwise
 
 
 def _lengths(factor: Any, expanded: Sequence[int], axes: Sequence[int]) -> dict[int, int]:
@@ -64,28 +62,25 @@ def _lengths(factor: Any, expanded: Sequence[int], axes: Sequence[int]) -> dict[
 def _grid(given: Mapping[str, Any], result: Any) -> Counted:
     """Every place of the grid times the matrix."""
     inner = given["theta"].shape[-1]
-    return 2 * result.numel() * inner, 0, result.numel() * inner
+    return 2 * result.numel() * inner, 0
 
 
-def _windows(given: Mapping[str, Any], output: Any) -> tuple[int, int]:
-    """Multiply-adds of a convolution, and those of one group of it."""
-    weight, groups = given["weight"], given.get("groups", 1)
+def _windows(given: Mapping[str, Any], output: Any) -> int:
+    """Multiply-adds of a convolution."""
     # every value of the output sums a window of the input; transposed, every value of the input fills one
     values = given["input"].numel() if given.get("transposed") else output.numel()
-    multiplied = values * math.prod(weight.shape[1:])
-    return multiplied, multiplied // max(groups, 1)
+    return int(values * math.prod(given["weight"].shape[1:]))
 
 
 def _convolution(given: Mapping[str, Any], result: Any) -> Counted:
-    multiplied, one = _windows(given, result)
-    return 2 * multiplied, result.numel() * (given["bias"] is not None), one
+    return 2 * _windows(given, result), result.numel() * (given["bias"] is not None)
 
 
 def _convolution_backward(given: Mapping[str, Any], result: Any) -> Counted:
-    multiplied, one = _windows(given, given["grad_output"])
+    multiplied = _windows(given, given["grad_output"])
     input_gradient, weight_gradient, bias_gradient = given["output_mask"]
     products = 2 * multiplied * (input_gradient + weight_gradient)
-    return products, given["grad_output"].numel() * bias_gradient, one
+    return products, given["grad_output"].numel() * bias_gradient
 
 
 def attention_sizes(query: Sequence[int], key: Sequence[int], value: Sequence[int]) -> tuple[int, int, int, int]:
@@ -100,7 +95,7 @@ def _attention(given: Mapping[str, Any], result: Any) -> Counted:
     dropped = given.get("dropout_p", 0.0) > 0
     # scale of the query; maximum, subtract, exponential, sum, divide; logarithm and addition
     elementwise = rows * features + scores * (5 + masked + dropped) + 2 * rows
-    return 2 * scores * (features + value_features), elementwise, scores * features // _heads(given)
+    return 2 * scores * (features + value_features), elementwise
 
 
 def _attention_backward(given: Mapping[str, Any], result: Any) -> Counted:
@@ -108,24 +103,19 @@ def _attention_backward(given: Mapping[str, Any], result: Any) -> Counted:
     scores, rows, features, value_features = attention_sizes(*(given[name].shape for name in ("query", "key", "value")))
     masked = sum(given.get(name) is not None for name in ("attn_mask", "attn_bias")) + bool(given.get("is_causal"))
     elementwise = scores * (7 + masked) + rows + 2 * rows * features
-    return 2 * scores * (3 * features + 2 * value_features), elementwise, scores * features // _heads(given)
-
-
-def _heads(given: Mapping[str, Any]) -> int:
-    """The heads of all sequences, each of which has products of its own."""
-    return max(math.prod(given["query"].shape[:-2]), 1)
+    return 2 * scores * (3 * features + 2 * value_features), elementwise
 
 
 def _recurrent(given: Mapping[str, Any], result: Any) -> Counted:
     rows, hidden = math.prod(given["input"].shape[:-1]), given["hidden_size"]
     weights = given["weight0"].numel() + given["weight1"].numel()
-    return 2 * rows * weights, 17 * rows * hidden, rows * given["weight0"].numel()
+    return 2 * rows * weights, 17 * rows * hidden
 
 
 def _recurrent_backward(given: Mapping[str, Any], result: Any) -> Counted:
     rows, hidden = math.prod(given["input"].shape[:-1]), given["hidden_size"]
     weights = given["weight1"].numel() + given["weight2"].numel()
-    return 4 * rows * weights, 28 * rows * hidden, rows * given["weight1"].numel()
+    return 4 * rows * weights, 28 * rows * hidden
 
 
 PRODUCTS: dict[str, Rule] = {

@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,10 +11,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nacre.core.cost import Cost
+from nacre.tools.cost.distances import Event, with_distances
 from nacre.tools.cost.graph import meetings
 from nacre.tools.cost.layers import spec_of
 from nacre.tools.cost.memory import Kept, Memory
-from nacre.tools.cost.operators import Work, work_of
+from nacre.tools.cost.operators import Work, touched, work_of
 from nacre.tools.cost.stage import tensors
 from nacre.tools.cost.workspace import with_workspace
 
@@ -80,6 +82,7 @@ class Recorder(TorchDispatchMode):
         self._owners: list[tuple[Call, _Bill | None]] = []
         self._again: set[Call] = set()
         self._finished = -1
+        self._places: list[tuple[Call, bool]] = []
         self.in_backward = False
 
     # ---- operators
@@ -91,12 +94,12 @@ class Recorder(TorchDispatchMode):
             return result
         call, bill, backward, counts = self._whose(operator, node)
         for tensor in tensors(result):
-            self.memory.sees(tensor, call.name)
+            self.memory.sees(tensor, call.name, operator.namespace == "nacre")
         if bill is not None and self.in_backward and not counts and not bill.paid and not self._stack:
             self._pay_backward(call, bill)
         work = work_of(operator, arguments, keywords or {}, result)
-        if work.bytes or work.flops or work.elementwise_flops:
-            (call.backward_work if backward else call.forward_work)[work] += 1
+        self.memory.runs(len(self._places), work, touched(operator, arguments, keywords or {}, result))
+        self._places.append((call, backward))
         if counts:
             _add(call.backward if backward else call.forward, work.flops, work.elementwise_flops, work.bytes)
             if not work.known:
@@ -143,6 +146,12 @@ class Recorder(TorchDispatchMode):
         """Looks at the graph before the backward: counts the additions where gradients meet."""
         for number, additions, size in meetings(results, lambda node: self._owner(node._sequence_nr())[1], self._ends):
             _add(self._owner(number)[0].backward, 0, additions, 3 * size)
+
+    def share_work(self, log: Sequence[Event]) -> None:
+        """Gives every call the work of its operators, by the log of what they did."""
+        for place, work in with_distances(log).items():
+            call, backward = self._places[place]
+            (call.backward_work if backward else call.forward_work)[work] += 1
 
     def _ends(self, number: int) -> None:
         self._finished = number

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from nacre.core import check
+from nacre.core.choice import chosen_as_plain
 from nacre.core.cost import Cost
 from nacre.tools.cost.patches import recording
 from nacre.tools.cost.recorder import Call, Recorder
@@ -95,8 +96,10 @@ def _run(model: nn.Module, inputs: Any, keywords: Any, real: bool) -> CostReport
         parameter_bytes = recorder.memory.live
         for tensor in tensors((arguments, named)):
             recorder.memory.sees(tensor, "")
+        before = len(recorder.memory.log)
         with _quiet(stage, real), recording(recorder), recorder:
             _forward_and_backward(recorder, signature, arguments, named)
+        recorder.share_work(recorder.memory.log[before:])
     return _report(recorder, model, parameter_bytes, real)
 
 
@@ -124,6 +127,8 @@ def _forward_and_backward(recorder: Recorder, signature: str, arguments: Any, na
 @contextlib.contextmanager
 def _quiet(stage: Stage, real: bool) -> Iterator[None]:
     """The fake tensors' mode, or the random state of torch as it was."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
     if real:
         with torch.random.fork_rng(devices=[]):
             yield
@@ -132,7 +137,7 @@ def _quiet(stage: Stage, real: bool) -> Iterator[None]:
         level = log.level
         log.setLevel(logging.CRITICAL)  # what goes wrong is said once, by the error
         try:
-            with stage.mode:
+            with stage.mode, chosen_as_plain(FakeTensor):
                 yield
         finally:
             log.setLevel(level)

@@ -1,45 +1,53 @@
 """The time to expect: what a model does, at the speeds that this machine has been seen to reach.
 
-An operator takes what its products take at the speed of products of their size, or what its traffic takes, whichever is
-longer, and what any call takes, however small. Products are timed as a linear layer has them, forward and for both
-gradients, and as attention has them. Traffic goes at the speed of a copy as large as the whole step's memory, since
-little of it is still in a cache when its turn comes; torch's operators write fresh memory, whose pages the system may
-have to find first, nacre's own write memory that is used again. A row's time is the sum over its operators.
+A call of an operator takes the sum of
+
+- what calls of its kind took at sizes around its own, on tensors near the processor (:mod:`.tables`, :mod:`.grid`);
+- for each tensor that has gone farther away than there, its bytes, times what a byte costs from so far (measured as
+  copies of growing size) less what it costs from near (:mod:`.distances`);
+- for the memory which the system has to find anew, its bytes, times what a fresh byte costs;
+- what autograd and Python add to a call, forward or backward.
+
+A call of a module adds what Python needs for it, a backward what it needs to begin. A row's time is the sum over its
+operators and over the rows within it.
 """
 
-import hashlib
-import json
 import math
-import os
-import statistics
-import sys
-import time
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
-from nacre.applications.files import replacing
-from nacre.core.choice import kernels_at_any_size
-from nacre.layers.layer_norm import layer_norm
-from nacre.tools.bench.ceilings import copy_bandwidth, matrix_peak
-from nacre.tools.bench.machine import describe, other_load, warnings
+from nacre.tools.bench.machine import describe
 from nacre.tools.bench.results import Ceilings
 from nacre.tools.bench.selection import DTYPES
+from nacre.tools.cost.grid import Grid, positive
+from nacre.tools.cost.kinds import VIEW
 from nacre.tools.cost.operators import Work
 from nacre.tools.cost.report import CostReport
-
-SIDES = (32, 128, 512, 2048)
-"""Rows and columns of the square products that are timed."""
-
-SIZES = (2**16, 2**20, 2**24, 2**28)
-"""Bytes of the copies that are timed."""
+from nacre.tools.cost.tables import COPY, POINTWISE, PROBES, SAME
 
 Curve = dict[int, float]
 """A speed for each of some sizes; between them it goes straight on logarithmic scales."""
+
+
+@dataclass(frozen=True)
+class Calls:
+    """Seconds that a call takes beside its work, forward and backward.
+
+    Args:
+        module: of a module, in Python.
+        torch: of an operator of torch, autograd's part.
+        own: of one of nacre's.
+        view: of an operator that makes a view, altogether.
+        start: of a backward, before its first operator.
+    """
+
+    module: float = 0.0
+    torch: tuple[float, float] = (0.0, 0.0)
+    own: tuple[float, float] = (0.0, 0.0)
+    view: tuple[float, float] = (0.0, 0.0)
+    start: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -48,51 +56,55 @@ class Speeds:
 
     Args:
         best: for each dtype the FLOPs a second of the best product there is.
-        products: for each dtype the FLOPs a second of the three products of a linear layer, by its rows and features.
-        attention: for each dtype the FLOPs a second of attention, forward and backward.
-        kept: bytes a second read and written by a copy into memory that is there, by the bytes copied.
-        fresh: the same into memory that is taken for each copy.
-        draws: random numbers a second, as torch draws a mask.
-        call: seconds of the smallest call of an operator of torch, autograd's part included: forward and backward.
-        own_call: the same of one of nacre's.
+        grids: for each dtype and kind of operator its times; None for a kind that does not run here.
+        copies: bytes a second of a copy, read and written, by the bytes that it goes through.
+        fresh: seconds that a byte of fresh memory costs.
+        calls: seconds that calls take.
         warnings: what speaks against trusting them.
     """
 
     best: Mapping[str, float]
-    products: Mapping[str, Curve]
-    attention: Mapping[str, float]
-    kept: Curve
-    fresh: Curve
-    draws: float
-    call: tuple[float, float]
-    own_call: tuple[float, float]
+    grids: Mapping[str, Mapping[str, Grid | None]]
+    copies: Curve
+    fresh: float
+    calls: Calls
     warnings: tuple[str, ...] = ()
 
-    def seconds(self, work: Work, backward: bool, working: int) -> float:
+    def seconds(self, work: Work, backward: bool) -> float:
         """The time to expect for one call of an operator.
 
         Args:
             work: what it does.
             backward: whether autograd calls it in the backward.
-            working: bytes of the memory that the whole step goes through.
         """
-        dtype = work.dtype if work.dtype in self.best else next(iter(self.best))
-        curve = self.products[dtype]
-        speed = at(curve, max(round(work.product ** (1 / 3)), 1))
-        products = work.flops / (min(speed, self.attention[dtype]) if work.attention else speed)
-        bandwidth = at(self.kept, max(work.bytes, working) // 2)
-        if not work.own:
-            bandwidth = min(bandwidth, at(self.fresh, work.bytes // 2))
-        traffic = work.bytes / bandwidth
-        return max(products, traffic, work.random / self.draws) + (self.own_call if work.own else self.call)[backward]
+        fresh = work.fresh * self.fresh
+        if work.kind == VIEW:
+            return self.calls.view[backward] + fresh
+        grids = self.grids[work.dtype if work.dtype in self.grids else next(iter(self.grids))]
+        kind = kind_of_table(work)
+        table = grids[kind]
+        if table is None or kind in (COPY, POINTWISE):
+            copy = table or grids[COPY]
+            near = copy.at((work.bytes,), work.bytes) if copy else 0.0
+        else:
+            near = table.at(work.sizes, work.flops or work.bytes)
+        cost = 1 / at(self.copies, max(work.bytes, 1))
+        way = sum(size * max(1 / at(self.copies, distance) - cost, 0.0) for distance, size in work.distances)
+        call = self.calls.own if work.own else self.calls.torch
+        return near + way + fresh + call[backward]
 
     def ceilings(self, dtype: str) -> Ceilings:
         """The best that was measured: products of a dtype, and copies too large for the caches."""
-        return Ceilings(self.best.get(dtype) or next(iter(self.best.values())), self.kept[max(self.kept)])
+        return Ceilings(self.best.get(dtype) or next(iter(self.best.values())), self.copies[max(self.copies)])
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, for a file."""
-        return asdict(self)
+        grids = {
+            dtype: {kind: grid and grid.as_json() for kind, grid in of.items()} for dtype, of in self.grids.items()
+        }
+        copies = {str(size): speed for size, speed in self.copies.items()}
+        calls = asdict(self.calls)
+        return {"best": dict(self.best), "grids": grids, "copies": copies, "fresh": self.fresh, "calls": calls}
 
     @staticmethod
     def from_json(values: Any) -> "Speeds":
@@ -102,18 +114,33 @@ class Speeds:
             ValueError: they are none.
         """
         try:
-            return Speeds(
-                {str(dtype): _positive(speed) for dtype, speed in values["best"].items()},
-                {str(dtype): _curve(values["products"][dtype]) for dtype in values["best"]},
-                {str(dtype): _positive(values["attention"][dtype]) for dtype in values["best"]},
-                _curve(values["kept"]),
-                _curve(values["fresh"]),
-                _positive(values["draws"]),
-                _pair(values["call"]),
-                _pair(values["own_call"]),
-            )
-        except (AttributeError, KeyError, TypeError) as error:
+            grids = {
+                str(dtype): {str(kind): None if grid is None else Grid.from_json(grid) for kind, grid in of.items()}
+                for dtype, of in values["grids"].items()
+            }
+            best = {str(dtype): positive(values["best"][dtype]) for dtype in grids}
+            copies = {int(size): positive(speed) for size, speed in values["copies"].items()}
+            given = values["calls"]
+            module, start = _pair((given["module"], given["start"]))
+            calls = Calls(module, _pair(given["torch"]), _pair(given["own"]), _pair(given["view"]), start)
+            fresh = positive(values["fresh"])
+        except (AttributeError, KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"these are no speeds of a machine: {error}") from error
+        for dtype, of in grids.items():
+            for kind, grid in of.items():
+                if kind in PROBES and grid is not None and grid.axes != PROBES[kind].axes:
+                    raise ValueError(f"the times of {kind} in {dtype} are of other sizes than are measured now")
+        if not copies:
+            raise ValueError("a speed is known for some size")
+        return Speeds(best, grids, copies, fresh, calls)
+
+
+def kind_of_table(work: Work) -> str:
+    """The kind whose times stand for a call: its own, that of a like one, or that of what any call of its sort does."""
+    kind = SAME.get(work.kind, work.kind)
+    if kind in PROBES:
+        return kind
+    return POINTWISE if work.pointwise else COPY
 
 
 def at(curve: Curve, size: int) -> float:
@@ -132,19 +159,6 @@ def at(curve: Curve, size: int) -> float:
     return math.exp((1 - share) * math.log(curve[low]) + share * math.log(curve[high]))
 
 
-def _curve(values: Mapping[str, float]) -> Curve:
-    curve = {int(size): _positive(speed) for size, speed in values.items()}
-    if not curve:
-        raise ValueError("a speed is known for some size")
-    return curve
-
-
-def _positive(value: Any) -> float:
-    if not 0 < float(value) < math.inf:
-        raise ValueError("a speed is greater than 0")
-    return float(value)
-
-
 def _pair(values: Any) -> tuple[float, float]:
     forward, backward = (float(value) for value in values)
     if not (0 <= forward < 1 and 0 <= backward < 1):
@@ -159,19 +173,34 @@ def predict(report: CostReport, speeds: Speeds | None = None) -> None:
         report: the bill.
         speeds: of the machine. Default: this one's, measured at the first time and then kept in a file.
     """
-    dtypes = _dtypes(report)
-    speeds = speeds or machine_speeds(dtypes)
+    if speeds is None:
+        from nacre.tools.cost.ceilings import machine_speeds
+
+        speeds = machine_speeds(needed(report))
     report.warnings = speeds.warnings
-    report.machine, report.ceilings = describe(), speeds.ceilings(dtypes[0])
+    report.machine, report.ceilings = describe(), speeds.ceilings(_dtypes(report)[0])
     for place in reversed(range(len(report.rows))):  # what lies within comes after
         row = report.rows[place]
         within = [report.rows[child] for child in report.children(place)]
-        own = sum(count * speeds.seconds(work, False, report.peak_bytes) for work, count in row.forward_work.items())
-        own += sum(count * speeds.seconds(work, True, report.peak_bytes) for work, count in row.backward_work.items())
+        own = speeds.calls.module + sum(count * speeds.seconds(work, False) for work, count in row.forward_work.items())
+        own += sum(count * speeds.seconds(work, True) for work, count in row.backward_work.items())
+        if not place and any(one.backward_work for one in report.rows):
+            own += speeds.calls.start
         row.predicted_seconds = own + sum(child.predicted_seconds or 0.0 for child in within)
         least = report.ceilings.seconds(row.own.flops, row.own.bytes)
         least += report.ceilings.seconds(row.own.backward_flops, row.own.backward_bytes)
         row.limit_seconds = least + sum(child.limit_seconds or 0.0 for child in within)
+
+
+def needed(report: CostReport) -> dict[str, set[str]]:
+    """The kinds of operators in a bill whose times are asked for, by dtype."""
+    main = _dtypes(report)[0]
+    kinds: dict[str, set[str]] = {main: {COPY}}
+    for row in report.rows:
+        for work in (*row.forward_work, *row.backward_work):
+            if work.kind != VIEW:
+                kinds.setdefault(work.dtype if work.dtype in DTYPES else main, set()).add(kind_of_table(work))
+    return kinds
 
 
 def _dtypes(report: CostReport) -> list[str]:
@@ -183,138 +212,3 @@ def _dtypes(report: CostReport) -> list[str]:
                 if work.flops and work.dtype in DTYPES:
                     flops[work.dtype] = flops.get(work.dtype, 0) + work.flops * count
     return sorted(flops, key=lambda dtype: -flops[dtype]) or ["float32"]
-
-
-def cache_file() -> Path:
-    """Where this machine's speeds are kept: a file for each processor, number of threads and version of torch."""
-    if sys.platform == "win32":
-        folder = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
-    else:
-        folder = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    machine = describe()
-    key = (machine.processor, machine.cores, machine.instructions, machine.threads, machine.kernels, machine.versions)
-    name = hashlib.sha256(json.dumps([*key, machine.environment], sort_keys=True).encode()).hexdigest()[:16]
-    return Path(folder) / "nacre" / f"speeds-{name}.json"
-
-
-def machine_speeds(dtypes: list[str]) -> Speeds:
-    """This machine's speeds, from the file or measured now; a damaged file is measured anew.
-
-    What was measured while other processes worked is not kept.
-
-    Args:
-        dtypes: those whose products are asked for.
-    """
-    path = cache_file()
-    try:
-        known = Speeds.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        known = None
-    if known is not None and all(dtype in known.best for dtype in dtypes):
-        return known
-    doubts = tuple(warnings(other_load()))
-    speeds = known or _speeds()
-    for dtype in dtypes:
-        if dtype not in speeds.best:
-            speeds = replace(
-                speeds,
-                best={**speeds.best, dtype: matrix_peak(DTYPES[dtype], SIDES[-1])},
-                products={**speeds.products, dtype: {side: _linear(DTYPES[dtype], side) for side in SIDES}},
-                attention={**speeds.attention, dtype: _attention(DTYPES[dtype])},
-            )
-    if doubts:
-        return replace(speeds, warnings=doubts)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as partial:
-            partial.write_text(json.dumps(speeds.as_json()), encoding="utf-8")
-    except OSError:
-        pass  # nowhere to keep them: they are measured again the next time
-    return speeds
-
-
-def _speeds() -> Speeds:
-    """What does not depend on a dtype."""
-    kept, fresh = ({size: copy(size) for size in SIZES} for copy in (copy_bandwidth, _fresh))
-    return Speeds({}, {}, {}, kept, fresh, _draws(2**20), _call(_torchs), _call(_own))
-
-
-def _linear(dtype: torch.dtype, side: int) -> float:
-    x, weight, gradient = torch.randn(3, side, side).to(dtype)
-    with torch.no_grad():
-        forward, input_gradient, weight_gradient = (
-            _typical(lambda one=one, other=other: torch.mm(one, other))  # type: ignore[misc]
-            for one, other in ((x, weight.t()), (gradient, weight), (gradient.t(), x))
-        )
-    return 6 * side**3 / (forward + input_gradient + weight_gradient)
-
-
-def _attention(dtype: torch.dtype) -> float:
-    heads, tokens, features = 8, 256, 64
-    shape = (1, heads, tokens, features)
-    query, key, value, gradient = (torch.randn(shape).to(dtype) for _ in range(4))
-    inputs = (query.requires_grad_(), key.requires_grad_(), value.requires_grad_())
-
-    def step() -> None:
-        result = torch.nn.functional.scaled_dot_product_attention(query, key, value)
-        torch.autograd.grad(result, inputs, gradient)
-
-    with torch.enable_grad():
-        return 7 * 2 * heads * tokens * tokens * features / _typical(step)
-
-
-def _fresh(size: int) -> float:
-    source = torch.ones(max(size // 4, 1))
-    return 2 * source.nbytes / _least(lambda: torch.neg(source))
-
-
-def _draws(count: int) -> float:
-    mask = torch.empty(count)
-    with torch.random.fork_rng(devices=[]):
-        return count / _least(lambda: mask.bernoulli_(0.5))
-
-
-def _torchs(x: torch.Tensor) -> torch.Tensor:
-    return x * 2.0
-
-
-def _own(x: torch.Tensor) -> torch.Tensor:
-    return layer_norm(x, (8,))
-
-
-_CALLS = 50
-
-
-def _call(operator: Callable[[torch.Tensor], torch.Tensor]) -> tuple[float, float]:
-    """Seconds of one call on eight numbers, forward and backward, in a chain of many."""
-
-    def chain() -> torch.Tensor:
-        x = torch.ones(1, 8, requires_grad=True)
-        for _ in range(_CALLS):
-            x = operator(x)
-        return x
-
-    ones = torch.ones(1, 8)
-    with torch.enable_grad(), kernels_at_any_size():
-        forward = _least(chain)
-        both = _least(lambda: chain().backward(ones))
-    return forward / _CALLS, max(both - forward, 0.0) / _CALLS
-
-
-def _least(function: Callable[[], object]) -> float:
-    return min(_times(function))
-
-
-def _typical(function: Callable[[], object]) -> float:
-    return statistics.median(_times(function))
-
-
-def _times(function: Callable[[], object]) -> list[float]:
-    """Seconds of ten calls, of fewer where they take long; the first, which warms up, apart."""
-    function()
-    seconds: list[float] = []
-    while len(seconds) < 10 and (len(seconds) < 3 or sum(seconds) < 1.0):
-        start = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - start)
-    return seconds
