@@ -74,11 +74,13 @@ def forward(module, given):
 
 def forward_and_gradients(module, given):
     """The outputs, and the gradients of their sum with respect to the inputs that ask for one and the parameters."""
-    args, keywords = fresh(given.args), fresh(given.kwargs)
+    given = (given.args, given.kwargs)
+    leaves = [t.detach().clone().requires_grad_(t.requires_grad) for t in tensors(given)]
+    args, keywords = rebuild(given, iter(leaves))
     with freeze_rng_state():
         torch.manual_seed(11)
         output = module(*args, **keywords)
-    wishes = [t for t in (*tensors((args, keywords)), *module.parameters()) if t.requires_grad]
+    wishes = [t for t in (*leaves, *module.parameters()) if t.requires_grad]
     loss = sum(t.sum() for t in tensors(output) if t.requires_grad)
     gradients = torch.autograd.grad(loss, wishes, allow_unused=True) if torch.is_tensor(loss) else ()
     return output, [torch.zeros_like(wish) if g is None else g for g, wish in zip(gradients, wishes, strict=True)]
