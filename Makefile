@@ -24,9 +24,9 @@ KERNELS := CMakeLists.txt $(wildcard src/nacre/core/*.h src/nacre/core/*.cpp src
 demo: native
 	$(BIN)/nacre demo
 
-# one thread a worker: the workers themselves fill the cores
+# one thread a worker: the workers themselves fill the cores, and take over tests from each other to the end
 test: native
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 lint: .venv/.packages
 	$(BIN)/ruff check
