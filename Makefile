@@ -1,12 +1,13 @@
 # make demo    sets everything up and runs the demonstration
 # make test    sets everything up and runs the tests
-# make lint    style and types; make native: the C++ kernels; make sanitize: the kernels' tests under AddressSanitizer
+# make lint    style and types; make native: the C++ kernels
+# make sanitize, sanitize-quick    the kernels' tests under AddressSanitizer; the best instruction set's sizes and layouts
 #
 # A fresh machine needs Python 3.11 or later with venv, and a C++ compiler for the kernels. PYTHON=... names another
 # interpreter, CXX=... another compiler.
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint native sanitize clean
+.PHONY: demo test lint native sanitize sanitize-quick clean
 
 TORCH := torch==2.13.0
 PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -62,14 +63,17 @@ native: .venv/.kernels
 
 # ---- the kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 
-# Which of a processor's instruction sets torch is told of: best is what it has. Two tests are left out, of malloc and of a fork
-# beside a running thread: the sanitizer has a malloc of its own, which does not look after forks.
+# Which of a processor's instruction sets torch is told of: best is what it has. Two tests are left out, of malloc and of
+# a fork beside a running thread: the sanitizer has a malloc of its own, which does not look after forks.
 CAPABILITIES := default avx2 best
 SANITIZED_LIBRARIES := all
 SANITIZED_TESTS := tests/test_native.py tests/test_memory.py tests/test_cpu_math.py tests/test_contract.py \
     $(addprefix tests/layers/test_,$(addsuffix .py,layer_norm activation_kernel dropout softmax embedding \
     cross_entropy_kernel linear_kernel conv2d_kernel attention_kernel recurrent_kernel linear_cross_entropy_kernel)) \
     tests/blocks/test_fused.py tests/blocks/test_feed_forward.py
+
+SANITIZED_NAMES := not lesser and not whole_process and not fork_finds \
+    and (not test_contract or forward_and_gradients or non_contiguous or same_bits)
 
 sanitize: .venv/.packages
 	$(CMAKE) -B build/sanitize -DNACRE_SANITIZE=ON
@@ -78,9 +82,15 @@ sanitize: .venv/.packages
 	    if [ $$capability = best ]; then unset ATEN_CPU_CAPABILITY; else export ATEN_CPU_CAPABILITY=$$capability; fi; \
 	    LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 \
-	    $(BIN)/python -m pytest -n 2 --kernels build/sanitize $(SANITIZED_TESTS) \
-	        -k "not lesser and not whole_process and not fork_finds and (not test_contract or forward_and_gradients or non_contiguous or same_bits)" || exit 1; \
+	    $(BIN)/python -m pytest -n 2 --kernels build/sanitize $(SANITIZED_TESTS) -k "$(SANITIZED_NAMES)" || exit 1; \
 	done
+
+# what .ci/run has the time for: sizes, layouts and refusals with the best instruction set
+QUICK_NAMES := any_layout or no_elements or refuse or error_is and (float32 or bfloat16) or kernel_and_formula_agree and float32
+
+sanitize-quick: native
+	$(MAKE) sanitize CAPABILITIES=best SANITIZED_NAMES="$(QUICK_NAMES)" \
+	    SANITIZED_LIBRARIES=$$($(BIN)/python -c "from nacre.core import native; print(native.find().stem[1:])")
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache src/nacre/_kernels_* src/nacre/_autograd_*

@@ -17,6 +17,14 @@
 #include <unistd.h>
 #endif
 
+// Under AddressSanitizer what lies past a request, and what waits in the pool, is as forbidden as what malloc guards.
+#if __has_include(<sanitizer/asan_interface.h>)
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(memory, bytes) ((void)(memory), (void)(bytes))
+#define ASAN_UNPOISON_MEMORY_REGION(memory, bytes) ((void)(memory), (void)(bytes))
+#endif
+
 namespace nacre {
 
 using torch::headeronly::ScalarType;
@@ -58,14 +66,20 @@ void* map_memory(size_t size) {
   return reinterpret_cast<void*>(aligned);
 }
 
-void unmap_memory(void* memory, size_t size) { munmap(memory, size); }
+void unmap_memory(void* memory, size_t size) {
+  ASAN_UNPOISON_MEMORY_REGION(memory, size);  // whoever maps these addresses next may use them
+  munmap(memory, size);
+}
 
 size_t machine_memory() {
   const long pages = sysconf(_SC_PHYS_PAGES), bytes = sysconf(_SC_PAGESIZE);
   return pages > 0 && bytes > 0 ? static_cast<size_t>(pages) * static_cast<size_t>(bytes) : size_t(1) << 34;
 }
 
-void* allocate(size_t size) { return std::aligned_alloc(64, (size / 64 + 1) * 64); }
+void* allocate(size_t size) {
+  void* memory = nullptr;
+  return posix_memalign(&memory, 64, std::max<size_t>(size, 1)) == 0 ? memory : nullptr;
+}
 void deallocate(void* memory) { std::free(memory); }
 #endif
 
@@ -184,21 +198,24 @@ Tensor tensor_in_pool(const Sizes& sizes, const Sizes& strides, ScalarType dtype
 }  // namespace
 
 void* take_memory(size_t bytes) {
-  void* memory = nullptr;
-  if (bytes >= smallest_block)
-    memory = pool().take(block_size(bytes));
-  else
-    memory = allocate(bytes);
+  const bool pooled = bytes >= smallest_block;
+  void* memory = pooled ? pool().take(block_size(bytes)) : allocate(bytes);
   STD_TORCH_CHECK(memory != nullptr, "nacre: no memory is left for ", bytes, " bytes");
+  if (pooled) {
+    ASAN_UNPOISON_MEMORY_REGION(memory, bytes);
+    ASAN_POISON_MEMORY_REGION(static_cast<char*>(memory) + bytes, block_size(bytes) - bytes);
+  }
   if (filled_with_nan) std::memset(memory, 0xff, bytes);
   return memory;
 }
 
 void give_memory(void* memory, size_t bytes) {
-  if (bytes >= smallest_block)
+  if (bytes >= smallest_block) {
+    ASAN_POISON_MEMORY_REGION(memory, block_size(bytes));
     pool().give(memory, block_size(bytes));
-  else
+  } else {
     deallocate(memory);
+  }
 }
 
 Tensor new_tensor(const Sizes& sizes, ScalarType dtype) {
