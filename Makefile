@@ -1,7 +1,7 @@
 # make demo    sets everything up and runs the demonstration
 # make test    sets everything up and runs the tests
 # make lint    style and types; make native: the C++ kernels
-# make sanitize, sanitize-quick    the kernels' tests under AddressSanitizer; the best instruction set's sizes and layouts
+# make sanitize    the kernels' tests under AddressSanitizer; make sanitize-quick: without the contract, on one instruction set
 #
 # A fresh machine needs Python 3.11 or later with venv, and a C++ compiler for the kernels. PYTHON=... names another
 # interpreter, CXX=... another compiler.
@@ -87,8 +87,8 @@ sanitize: .venv/.packages
 	        { cat build/sanitize/report.*; exit 1; }; \
 	done
 
-# what .ci/run has the time for: sizes, layouts and refusals with the best instruction set
-QUICK_NAMES := any_layout or no_elements or refuse or error_is and float32
+# what .ci/run has the time for: the kernels' own tests with the best instruction set
+QUICK_NAMES := not lesser and not whole_process and not fork_finds and not test_contract and not compile
 
 sanitize-quick: native
 	$(MAKE) sanitize CAPABILITIES=best SANITIZED_NAMES="$(QUICK_NAMES)" \

@@ -49,13 +49,13 @@ def kernel_results(function, arguments, keywords):
     return found
 
 
-def assert_as_good(arguments, keywords, dtype):
+def assert_as_good(arguments, keywords, dtype, slack=1):
     arguments = in_dtype(arguments, dtype)
     found = kernel_results(attention, arguments, keywords)
     torchs = results(F.scaled_dot_product_attention, arguments, keywords)
     judge = results(F.scaled_dot_product_attention, in_dtype(arguments, torch.float64), keywords)
     for triple, what in zip(zip(found, torchs, judge, strict=True), ("output", "dq", "dk", "dv", "dm"), strict=False):
-        assert_as_good_as_torch(*triple, dtype, what)
+        assert_as_good_as_torch(*triple, dtype, what, slack)
 
 
 # ---- as good as torch's, whatever the sizes
@@ -105,7 +105,10 @@ MASKS = {
 @DTYPES
 @pytest.mark.parametrize("name", MASKS)
 def test_masks(name, dtype):
-    assert_as_good((*three(197, 211, 20), MASKS[name]), {}, dtype)
+    # one number added to every score changes nothing: its gradient is 0, and what is left of it the luck of the roundings
+    # of 250,000 terms
+    slack = 16 if name == "one number" else 1
+    assert_as_good((*three(197, 211, 20), MASKS[name]), {}, dtype, slack)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
