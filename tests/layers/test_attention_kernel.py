@@ -105,8 +105,8 @@ MASKS = {
 @DTYPES
 @pytest.mark.parametrize("name", MASKS)
 def test_masks(name, dtype):
-    # one number added to every score changes nothing: its gradient is 0, and what is left of it the luck of the roundings
-    # of 250,000 terms
+    # one number added to every score changes nothing: its gradient is 0, and what is left of it is the luck of the
+    # roundings of 250,000 terms
     slack = 16 if name == "one number" else 1
     assert_as_good((*three(197, 211, 20), MASKS[name]), {}, dtype, slack)
 

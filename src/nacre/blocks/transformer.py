@@ -261,7 +261,7 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
             src_key_padding_mask: (B, T) or (T), True for padding, or numbers. Default: none.
             is_causal: ``src_mask`` is the causal mask. Default: False.
         """
-        if isinstance(src, Proxy):
+        if type(src) is not Tensor and isinstance(src, Proxy):
             return traced(self, src, src_mask, src_key_padding_mask, is_causal)
         if src.is_nested:
             return torch_instead(

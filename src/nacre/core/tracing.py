@@ -5,7 +5,8 @@ from typing import Any
 import torch
 import torch.fx
 
-# of any type, since a type checker holds that no input declared as a Tensor could be one
+# Of any type, since a type checker holds that no input declared as a Tensor could be one. Layers ask first whether it
+# is just a Tensor: isinstance looks the class of one up, which takes long beside a small layer.
 Proxy: Any = torch.fx.Proxy
 
 

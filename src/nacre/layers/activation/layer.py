@@ -97,7 +97,7 @@ class GELU(torch.nn.GELU):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if isinstance(input, Proxy):
+        if type(input) is not Tensor and isinstance(input, Proxy):
             return traced(self, input)
         return gelu(input, approximate=self.approximate)
 
@@ -133,7 +133,7 @@ class ReLU(torch.nn.ReLU):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if isinstance(input, Proxy):
+        if type(input) is not Tensor and isinstance(input, Proxy):
             return traced(self, input)
         return relu(input, inplace=self.inplace)
 
@@ -170,7 +170,7 @@ class SiLU(torch.nn.SiLU):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if isinstance(input, Proxy):
+        if type(input) is not Tensor and isinstance(input, Proxy):
             return traced(self, input)
         return silu(input, inplace=self.inplace)
 
@@ -200,7 +200,7 @@ class Tanh(torch.nn.Tanh):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if isinstance(input, Proxy):
+        if type(input) is not Tensor and isinstance(input, Proxy):
             return traced(self, input)
         return tanh(input)
 
@@ -230,7 +230,7 @@ class Sigmoid(torch.nn.Sigmoid):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if isinstance(input, Proxy):
+        if type(input) is not Tensor and isinstance(input, Proxy):
             return traced(self, input)
         return sigmoid(input)
 

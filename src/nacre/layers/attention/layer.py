@@ -115,7 +115,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             average_attn_weights: the returned weights are the mean over the heads. Default: True.
             is_causal: a hint that ``attn_mask`` is the causal mask, which then need not be read. Default: False.
         """
-        if isinstance(query, Proxy):
+        if type(query) is not Tensor and isinstance(query, Proxy):
             settings = (key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
             return traced(self, query, key, value, *settings)
         if reason := unserved(query, key, value):

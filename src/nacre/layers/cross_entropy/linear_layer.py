@@ -140,7 +140,7 @@ class LinearCrossEntropyLoss(BASE):
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        if isinstance(input, Proxy):
+        if type(input) is not Tensor and isinstance(input, Proxy):
             return traced(self, input, target)
         places = (self.num_classes, *self.out_features)
         bias = self.linear.bias

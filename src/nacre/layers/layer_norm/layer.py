@@ -67,7 +67,7 @@ class LayerNorm(torch.nn.LayerNorm):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if isinstance(input, Proxy):
+        if type(input) is not Tensor and isinstance(input, Proxy):
             return traced(self, input)
         return layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
 

@@ -69,7 +69,7 @@ class Linear(torch.nn.Linear):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if isinstance(input, Proxy):
+        if type(input) is not Tensor and isinstance(input, Proxy):
             return traced(self, input)
         return linear(input, self.weight, self.bias)
 

@@ -166,7 +166,7 @@ class LSTM(torch.nn.LSTM):
     ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
 
     def forward(self, input: Any, hx: Any = None) -> Any:
-        if isinstance(input, Proxy):
+        if type(input) is not Tensor and isinstance(input, Proxy):
             return traced(self, input, hx)
         return stack.forward(self, _lstm, super().forward, input, hx)
 
@@ -242,6 +242,6 @@ class GRU(torch.nn.GRU):
     def forward(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]: ...
 
     def forward(self, input: Any, hx: Any = None) -> Any:
-        if isinstance(input, Proxy):
+        if type(input) is not Tensor and isinstance(input, Proxy):
             return traced(self, input, hx)
         return stack.forward(self, _gru, super().forward, input, hx)
