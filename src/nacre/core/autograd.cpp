@@ -20,7 +20,6 @@
 
 namespace {
 
-using torch::autograd::Edge;
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 using torch::jit::Stack;
