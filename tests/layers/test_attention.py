@@ -469,3 +469,37 @@ def test_dropout_that_is_no_probability(need_weights, kind):
         lambda: reference(X, X, X, need_weights=need_weights),
     )
     assert layer.eval()(X, X, X)[0].isfinite().all()
+
+
+FLAT = X[:, 0]
+IN_TORCHS_WORDS = {
+    "query 1-D": ((FLAT[0], FLAT, FLAT), {}),
+    "key 2-D": ((X, FLAT, X), {}),
+    "value 3-D": ((FLAT, FLAT, X), {}),
+    "padding 1-D": ((X, X, X), {"key_padding_mask": CAUSAL[0]}),
+    "padding 2-D": ((FLAT, FLAT, FLAT), {"key_padding_mask": CAUSAL}),
+    "mask 1-D": ((X, X, X), {"attn_mask": CAUSAL[0]}),
+    "one mask a head": ((FLAT, FLAT, FLAT), {"attn_mask": CAUSAL.expand(3, 3, 3)}),
+}
+
+
+@pytest.mark.parametrize("name", IN_TORCHS_WORDS)
+def test_errors_about_dimensions_say_what_torchs_say(name):
+    arguments, keywords = IN_TORCHS_WORDS[name]
+    messages = []
+    for kind in (nacre.MultiheadAttention, torch.nn.MultiheadAttention):
+        with pytest.raises(AssertionError) as caught:
+            kind(4, 2)(*arguments, **keywords)
+        messages.append(str(caught.value))
+    ours, torchs = messages
+    assert torchs.split(" but got ")[0] in ours
+
+
+def test_a_bias_of_another_dtype_is_left_to_torch():
+    results = []
+    for kind in (nacre.MultiheadAttention, torch.nn.MultiheadAttention):
+        torch.manual_seed(0)
+        layer = kind(4, 2, batch_first=True, dtype=torch.float64)
+        layer.in_proj_bias = torch.nn.Parameter(layer.in_proj_bias.half())
+        results.append(layer(*(X.double(),) * 3)[0])
+    assert torch.equal(*results)

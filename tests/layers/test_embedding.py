@@ -316,6 +316,13 @@ def test_sparse_gradient_is_torchs(shape, options):
     assert ours._indices().dtype == torchs._indices().dtype
 
 
+@pytest.mark.parametrize("table", [(0, 0), (10, 0)], ids=str)
+def test_sparse_gradient_of_an_empty_table(table):
+    layer = nacre.Embedding(*table, sparse=True)
+    layer(torch.arange(table[0])).sum().backward()
+    assert layer.weight.grad.is_sparse and layer.weight.grad.shape == table
+
+
 def test_sparse_gradients_train_and_differentiate_again():
     indices = torch.tensor([[1, 3], [3, 0]])
     results = []

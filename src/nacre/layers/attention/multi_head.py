@@ -96,7 +96,8 @@ def multi_head_attention_forward(
     separate = (q_proj_weight, k_proj_weight, v_proj_weight) if use_separate_proj_weight else None
     parameters = (in_proj_weight, in_proj_bias, bias_k, bias_v, out_proj_weight, out_proj_bias, *(separate or ()))
     numbers = (mask for mask in (attn_mask, key_padding_mask) if mask is not None and mask.is_floating_point())
-    if reason := unserved(query, key, value, *parameters, static_k, static_v, *numbers):
+    reason = unserved(query, key, value, *parameters, static_k, static_v, *numbers)
+    if reason := reason or _unlike(out_proj_weight, in_proj_bias, bias_k, bias_v, out_proj_bias):
         return torch_instead(
             "attention",
             reason,
@@ -117,7 +118,8 @@ def multi_head_attention_forward(
     check_widths(query, key, value, embed_dim_to_check, num_heads, use_separate_proj_weight)
     weight = in_projection(query, key, value, in_proj_weight, separate, in_proj_bias)
     check_out_projection(query.shape[-1], out_proj_weight)
-    check.same_dtype("MultiheadAttention", query=query, key=key, value=value, weight=out_proj_weight)
+    projections = {"in_proj_weight": in_proj_weight} if separate is None else {"q_proj_weight": q_proj_weight}
+    check.same_dtype("MultiheadAttention", query=query, key=key, value=value, **projections, weight=out_proj_weight)
     check.same_device("MultiheadAttention", query=query, key=key, value=value, weight=out_proj_weight)
 
     length, batch = query.shape[:2]
@@ -147,3 +149,10 @@ def multi_head_attention_forward(
         weights = weights.float()
     weights = weights.mean(1) if average_attn_weights else weights
     return output, weights if batched else weights.squeeze(0)
+
+
+def _unlike(weight: Tensor, *biases: Tensor | None) -> str:
+    """Why biases of another dtype are left to torch, which adds them in some arrangements; empty where all agree."""
+    if all(bias is None or bias.dtype == weight.dtype for bias in biases) or check.under_autocast(weight):
+        return ""
+    return "a bias of another dtype than the weight"

@@ -19,29 +19,37 @@ def check_dimensions(
     if query.dim() not in (2, 3):
         raise check.error(
             AssertionError,
-            "query should be an unbatched 2-D or a batched 3-D tensor",
+            f"query should be unbatched 2D or batched 3D tensor but received {query.dim()}-D query tensor",
             f"a query of shape {check.shape(query)}",
         )
-    kind = "a batched (3-D)" if query.dim() == 3 else "an unbatched (2-D)"
+    kind = "batched (3-D)" if query.dim() == 3 else "unbatched (2-D)"
     if key.dim() != query.dim() or value.dim() != query.dim():
         raise check.error(
             AssertionError,
-            f"for {kind} query, key and value are {query.dim()}-D too",
+            f"For {kind} `query`, expected `key` and `value` to be {query.dim()}-D but found {key.dim()}-D and"
+            f" {value.dim()}-D tensors respectively",
             shapes(query=query, key=key, value=value),
         )
     _check_mask("key_padding_mask", key_padding_mask, kind, (query.dim() - 1,))
     _check_mask("attn_mask", attn_mask, kind, (2, 3))
     if query.dim() == 2 and attn_mask is not None and attn_mask.dim() == 3:
-        _check_shape(AssertionError, "attn_mask", attn_mask, (num_heads, query.shape[0], key.shape[0]))
+        expected = (num_heads, query.shape[0], key.shape[0])
+        if tuple(attn_mask.shape) != expected:
+            raise check.error(
+                AssertionError,
+                f"Expected `attn_mask` shape to be {expected}, one mask a head",
+                f"attn_mask of shape {check.shape(attn_mask)}",
+            )
 
 
 def _check_mask(name: str, mask: Tensor | None, kind: str, dimensions: tuple[int, ...]) -> None:
     if mask is None:
         return
     if mask.dim() not in dimensions:
+        allowed = f"`None` or {dimensions[0]}-D" if len(dimensions) == 1 else "`None`, 2-D or 3-D"
         raise check.error(
             AssertionError,
-            f"for {kind} query, {name} is {' or '.join(f'{count}-D' for count in dimensions)}",
+            f"For {kind} `query`, expected `{name}` to be {allowed} but found {mask.dim()}-D tensor instead",
             f"{name} of shape {check.shape(mask)}",
         )
     if mask.dtype is not torch.bool and not mask.is_floating_point():

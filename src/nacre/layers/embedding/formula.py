@@ -28,7 +28,7 @@ def forward(
 
 def backward(grad: Tensor, saved: tuple, needs: list[bool]) -> Tensor:
     indices, num_embeddings, padding_idx, scale_grad_by_freq, sparse = saved
-    tokens, g = indices.reshape(-1), grad.reshape(-1, grad.shape[-1])
+    tokens, g = indices.reshape(-1), grad.reshape(indices.numel(), grad.shape[-1])
     if sparse:
         return _pairs(tokens, g, num_embeddings, padding_idx)
     if padding_idx >= 0:
