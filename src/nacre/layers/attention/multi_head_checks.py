@@ -77,7 +77,7 @@ def check_widths(query: Tensor, key: Tensor, value: Tensor, embed_dim: int, num_
     if query.shape[-1] != embed_dim:
         raise check.error(
             AssertionError,
-            f"attention was expecting an embedding dimension of {embed_dim}, the last of the query",
+            f"was expecting embedding dimension of {embed_dim}, but got {query.shape[-1]}, the last of the query",
             f"a query {_sizes(query)}",
             f"Did you mean embed_dim = {query.shape[-1]}?",
         )

@@ -147,10 +147,19 @@ def _unusual(weight: Tensor, bias: Tensor | None) -> str:
 def _validate(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     out_features, in_features = weight.shape
     name = f"Linear({in_features}, {out_features})"
-    if input.dim() == 0 or input.shape[-1] != in_features:
+    if input.dim() == 0:
         raise check.error(
             RuntimeError,
-            f"{name} takes inputs whose last dimension is {in_features}",
+            f"both arguments to linear need to be at least 1D, and {name} takes {in_features} features",
+            f"an input of shape {check.shape(input)}",
+            "Give the input at least one dimension, as input.reshape(1) does.",
+        )
+    if input.shape[-1] != in_features:
+        rows = f"{input.shape[:-1].numel()}x{input.shape[-1]}"
+        raise check.error(
+            RuntimeError,
+            f"mat1 and mat2 shapes cannot be multiplied ({rows} and {in_features}x{out_features}): {name} takes inputs"
+            f" whose last dimension is {in_features}",
             f"an input of shape {check.shape(input)}",
             _likely_fix(input, in_features, out_features),
         )
@@ -165,8 +174,6 @@ def _validate(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 
 
 def _likely_fix(input: Tensor, in_features: int, out_features: int) -> str:
-    if input.dim() == 0:
-        return "Give the input at least one dimension, as input.reshape(1) does."
     if input.dim() > 1 and input.shape[-2] == in_features:
         return "Did you mean input.transpose(-1, -2)?"
     if math.prod(input.shape[1:]) == in_features:
