@@ -7,6 +7,7 @@ from torch.nn.functional import layer_norm as torchs_layer_norm
 from nacre.core import native
 from nacre.core.choice import record_choices
 from nacre.functional import layer_norm
+from tests.support import assert_as_good_as_torch
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 # around a vector of 4, 8 or 16 values and around four of them, primes, and what models use
@@ -149,6 +150,17 @@ def test_the_kernel_itself_refuses_what_does_not_fit():
     }.items():
         with pytest.raises(RuntimeError, match=message):
             call()
+
+
+# an image or a volume normalised as a whole: rounding errors of one plain sum would grow with its length
+def test_rows_of_millions():
+    size = 3_000_017
+    tensors = torch.rand(1, size), torch.rand(size), torch.rand(size), torch.rand(1, size)
+    ours = kernel_results(*tensors)
+    torchs = results(torchs_layer_norm, *tensors)
+    judge = results(torchs_layer_norm, *(tensor.double() for tensor in tensors))
+    for name, *three in zip(("output", "x", "weight", "bias"), ours, torchs, judge, strict=True):
+        assert_as_good_as_torch(*three, torch.float32, name)
 
 
 @pytest.mark.parametrize(

@@ -202,22 +202,31 @@ inline A total(typename VectorOf<A, bytes>::type values) {
 }
 
 // The sums over a row of the N vectors that terms(i, lanes) gives. An addition waits for the one before it, so four
-// run side by side.
+// run side by side; they are put away after a run of them, since rounding errors grow with the length of a plain sum.
 template <class A, size_t N, class Terms>
 inline std::array<A, N> sums_over_row(int64_t count, Terms terms) {
-  Vector<A> sums[4][N] = {};
+  constexpr int64_t step = 4 * lanes<A>, run = 256 * step;
+  Vector<A> sums[4][N] = {}, earlier[N] = {};
+  const auto add_up = [&](size_t n) { return (sums[0][n] + sums[1][n]) + (sums[2][n] + sums[3][n]); };
   int64_t i = 0;
-  for (; i + 4 * lanes<A> <= count; i += 4 * lanes<A>)
-    for (int64_t side = 0; side < 4; ++side) {
-      const std::array<Vector<A>, N> values = terms(i + side * lanes<A>, Whole{});
-      for (size_t n = 0; n < N; ++n) sums[side][n] += values[n];
+  for (int64_t end = run;; end += run) {
+    for (const int64_t last = std::min(end, count); i + step <= last; i += step)
+      for (int64_t side = 0; side < 4; ++side) {
+        const std::array<Vector<A>, N> values = terms(i + side * lanes<A>, Whole{});
+        for (size_t n = 0; n < N; ++n) sums[side][n] += values[n];
+      }
+    if (count - i < step) break;
+    for (size_t n = 0; n < N; ++n) {
+      earlier[n] += add_up(n);
+      for (auto& side : sums) side[n] = Vector<A>{};
     }
+  }
   over_row<A>(count - i, [&](int64_t rest, auto which) {
     const std::array<Vector<A>, N> values = terms(i + rest, which);
     for (size_t n = 0; n < N; ++n) sums[0][n] += keep<A>(values[n], which);
   });
   std::array<A, N> totals;
-  for (size_t n = 0; n < N; ++n) totals[n] = total<A>((sums[0][n] + sums[1][n]) + (sums[2][n] + sums[3][n]));
+  for (size_t n = 0; n < N; ++n) totals[n] = total<A>(earlier[n] + add_up(n));
   return totals;
 }
 
