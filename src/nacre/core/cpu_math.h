@@ -33,9 +33,11 @@ inline Vector<A> multiply_add(Vector<A> a, Vector<A> b, Vector<A> c) {
 #endif
 }
 
+// Less zero, which leaves every value as it is, so that the compiler loads it into all lanes at once; plus zero is an
+// addition, for the sake of -0.
 template <class A>
 inline Vector<A> every(A value) {
-  return Vector<A>{} + value;
+  return value - Vector<A>{};
 }
 
 // The smaller and the larger of x and a limit; NaN stays NaN, since the instructions then give their second operand.

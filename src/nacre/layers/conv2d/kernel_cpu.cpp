@@ -1,5 +1,6 @@
 // conv2d on the CPU: what nacre computes itself. Torch's own kernels serve the rest (by_torch.py).
 #include "nacre/layers/conv2d/kernel_cpu_depthwise.h"
+#include "nacre/layers/conv2d/kernel_cpu_few_channels_gradient.h"
 #include "nacre/layers/conv2d/kernel_cpu_pointwise.h"
 #include "nacre/layers/conv2d/kernel_cpu_scatter.h"
 
@@ -36,8 +37,8 @@ Tensor result_like(const Sizes& sizes, const Shape& shape, const Shape& other, S
 Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Numbers& stride,
                const Numbers& padding, const Numbers& dilation, int64_t groups) {
   const Shape shape = shape_of(input, weight, stride, padding, dilation, groups);
-  STD_TORCH_CHECK(is_depthwise(shape, groups) || is_pointwise(shape, groups),
-                  "conv2d: this kernel serves one channel a group, or kernels of one value");
+  STD_TORCH_CHECK(groups == 1 || is_depthwise(shape, groups),
+                  "conv2d: this kernel serves one group, or one channel each");
   const ScalarType dtype = input.scalar_type();
   STD_TORCH_CHECK(!bias || (bias->numel() == shape.kernels && bias->scalar_type() == dtype),
                   "conv2d: the bias has one value a kernel, in the input's dtype");
@@ -51,8 +52,10 @@ Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Te
   const Tensor y = result_like(shape.output(), lies, shape, dtype);
   with_exact_type(dtype, [&](auto type) {
     using A = decltype(type);
-    (pointwise ? forward_pointwise<A> : forward_planes<A>)(shape, read_only<A>(x), read_only<A>(w), values<A>(b),
-                                                           writable<A>(y));
+    const auto run = pointwise                       ? forward_pointwise<A>
+                     : is_depthwise(shape, groups) ? forward_planes<A>
+                                                   : forward_few_channels<A>;
+    run(shape, read_only<A>(x), read_only<A>(w), values<A>(b), writable<A>(y));
   });
   return laid_out(y, shape.strides(shape.output()));
 }
@@ -100,15 +103,16 @@ ThreeGradients backward(const Tensor& grad, const Tensor& input, const Tensor& w
     const Tensor g = laid_out(grad, shape.strides(shape.output())), x = laid_out(input, shape.strides(shape.input()));
     return every_gradient(shape, g, x, weight, needs, shape, [&](const auto& at) { backward_pointwise(shape, at); });
   }
-  STD_TORCH_CHECK(groups == 1 && needs[0] && !needs[1] && !needs[2],
-                  "conv2d: this kernel serves one channel a group, kernels of one value, or the input's gradient only");
-  const Tensor g = laid_out(grad, shape.strides(shape.output())), w = contiguous_as(weight, dtype);
-  const Tensor grad_input = new_tensor(shape.input(), shape.strides(shape.input()), dtype);
-  with_exact_type(dtype, [&](auto type) {
-    using A = decltype(type);
-    input_gradient_of_few_channels<A>(shape, read_only<A>(g), read_only<A>(w), writable<A>(grad_input));
+  STD_TORCH_CHECK(groups == 1, "conv2d: this kernel serves one group, or one channel each");
+  const bool parameters = needs[1] || needs[2];
+  Shape lies = shape;  // the gradients of the parameters read planes
+  lies.channels_last = shape.channels_last && !parameters;
+  const Tensor g = laid_out(grad, lies.strides(shape.output()));
+  const Tensor x = parameters ? contiguous_as(input, dtype) : input;
+  return every_gradient(shape, g, x, weight, needs, lies, [&](const auto& at) {
+    if (needs[0]) input_gradient_of_few_channels(lies, at.g, at.w, at.grad_x);
+    if (parameters) parameter_gradients_of_few_channels(lies, at);
   });
-  return {grad_input, Tensor(), Tensor()};
 }
 
 }  // namespace

@@ -86,9 +86,9 @@ class Conv2d(torch.nn.Conv2d):
 
     Numerics:
         float16 and bfloat16 are multiplied and summed in float32 and rounded once. Under autocast it runs in the lower
-        precision. On the CPU, nacre's kernels (one input channel a group, kernels of one value, the gradient of an
-        input of few channels) give the same bits for any number of threads; torch's, which serve the rest, sum the
-        gradient of the weight in an order that depends on that number.
+        precision. On the CPU, nacre's kernels (one input channel a group, kernels of one value, few input channels but
+        for the gradients of weights of many taps) give the same bits for any number of threads; torch's, which serve
+        the rest, sum the gradient of the weight in an order that depends on that number.
 
     Raises:
         ValueError: the constructor's arguments do not fit together.

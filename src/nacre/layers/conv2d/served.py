@@ -19,6 +19,7 @@ _PLANE = 64  # values of an image of 8 x 8, whose rows fill half a vector
 _TAPS = 9
 _PIXELS = 196  # an image of 14 x 14
 _FEW = 8  # input channels
+_COLUMNS = 16  # a vector
 _MULTIPLIER = 64  # kernels a channel, whose gradients are held at once
 _SMALL = 8192
 
@@ -32,7 +33,8 @@ def _has_images(input: Tensor, *_: Any) -> bool:
 
 
 def _in_planes(input: Tensor, weight: Tensor, *_: Any) -> bool:
-    return not (formula.is_channels_last(input) or formula.is_channels_last(weight))
+    """For one image without batch, as the weight lies."""
+    return not ((input.dim() == 4 and formula.is_channels_last(input)) or formula.is_channels_last(weight))
 
 
 def _large_plane(input: Tensor, *_: Any) -> bool:
@@ -56,6 +58,14 @@ def _in_planes_or_large_kernel(input: Tensor, weight: Tensor, *_: Any) -> bool:
     return weight.shape[2] * weight.shape[3] > _TAPS or _in_planes(input, weight)
 
 
+def _few_taps(input: Tensor, weight: Tensor, *_: Any) -> bool:
+    return weight.shape[2] * weight.shape[3] <= _TAPS
+
+
+def _wide_planes(input: Tensor, weight: Tensor, *_: Any) -> bool:
+    return _in_planes(input, weight) and (input.shape[-1] >= _COLUMNS or at_any_size())
+
+
 _DEPTHWISE = {
     "images": _has_images,
     "one input channel a group": lambda input, weight, *_: weight.shape[1] == 1,
@@ -68,6 +78,12 @@ _FEW_CHANNELS = {
     "images": _has_images,
     "one group": lambda *arguments: arguments[-1] == 1,
     f"at most {_FEW} input channels": lambda input, weight, *_: weight.shape[1] <= _FEW,
+}
+
+_FEW_IN_PLANES = {
+    **_FEW_CHANNELS,
+    f"images whose channels lie one after another, of at least {_COLUMNS} columns": _wide_planes,
+    "a stride of at most 2": lambda *arguments: max(arguments[3]) <= 2,
 }
 
 _POINTWISE = {
@@ -89,7 +105,8 @@ def best_left_to_torch(input: Tensor, weight: Tensor, groups: int) -> str:
         plane = input.shape[-2] * input.shape[-1] > _PLANE and _in_planes(input, weight)
         own = plane or rows * columns > _TAPS
     else:
-        own = groups == 1 and (rows == columns == 1 or (channels <= _FEW and input.requires_grad))
+        few = channels <= _FEW and (input.requires_grad or _wide_planes(input, weight))
+        own = groups == 1 and (rows == columns == 1 or few)
     if not own:
         return "torch's own kernels are the fastest for kernels of several values over several channels"
     return f"under {_SMALL:,} values torch's own operator is faster" if input.numel() < _SMALL else ""
@@ -105,6 +122,7 @@ KERNELS = (
         _EXACT,
     ),
     cpp_kernel(_POINTWISE, _EXACT),
+    cpp_kernel(_FEW_IN_PLANES, _EXACT),
     _torchs(by_torch.forward),
 )
 
@@ -118,6 +136,7 @@ BACKWARD_KERNELS = (
         _EXACT,
     ),
     cpp_kernel(_POINTWISE, _EXACT),
+    cpp_kernel({**_FEW_IN_PLANES, f"at most {_TAPS} taps": _few_taps}, _EXACT),
     dataclasses.replace(
         cpp_kernel(_FEW_CHANNELS, _EXACT), language="C++ (input) and torch", function=by_torch.backward_but_for_input
     ),
