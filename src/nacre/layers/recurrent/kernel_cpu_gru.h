@@ -12,6 +12,7 @@ namespace nacre::gru {
 
 template <class A>
 struct Forward {
+  static constexpr bool projects = false;
   const Steps& steps;
   int64_t hidden;
   StepRows<A> x;                                // (N, D)
@@ -70,6 +71,7 @@ struct Forward {
 
 template <class A>
 struct Backward {
+  static constexpr bool projects = false;
   const Steps& steps;
   int64_t hidden;
   StepRows<A> gates, states, grad_output;  // (N, 4 H), (N, H), (N, H) or nothing
@@ -136,7 +138,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& input, const St
   const Tensor gates = new_tensor(steps.shape(4 * hidden), dtype_of<A>);
   const Forward<A> cell{steps, hidden, StepRows<A>(steps, input, features), ih, hh_gates, hh_new, values<A>(b_ih),
                         values<A>(b_hh), data<A>(gates), data<A>(states), data<A>(output), data<A>(h)};
-  walk_forward(steps, Shares(steps, hidden, sums, A()), cell);
+  walk_forward(steps, Shares(steps, hidden * sums, sums, A()), cell);
   return {output, h, gates, states};
 }
 
@@ -157,7 +159,7 @@ Gradients backward(const std::optional<Tensor>& grad_output, const std::optional
   const Backward<A> cell{steps, hidden, StepRows<A>(steps, gates, 4 * hidden), StepRows<A>(steps, states, hidden),
                          StepRows<A>(steps, grad_output, hidden), values<A>(h_first), hh, grad_sums.get(), distance,
                          read, data<A>(dh)};
-  walk_backward(steps, Shares(steps, hidden, sums, A()), needs[1], cell);
+  walk_backward(steps, Shares(steps, hidden * sums, sums, A()), needs[1], cell);
 
   const Matrix<A> da{grad_sums.get(), distance, 1};  // (N, 4 H) of a_n, a_r, a_z and b_n
   Tensor grad_input, grad_ih, grad_hh, grad_b_ih, grad_b_hh;
