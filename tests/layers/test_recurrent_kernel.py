@@ -29,10 +29,10 @@ def kernel_results(layer, *inputs):
 
 # T, B, D, H: around a tile of 6 rows, vectors of 4, 8 and 16, panels of 64, a depth block of 384; one of everything;
 # more steps than a thread begins at once; few sequences with weights of 4 MiB and more, or fewer with 1 MiB and more,
-# whose columns are shared
+# whose columns are shared; from 65 rows T B on weights are packed
 SIZES = [
     (1, 1, 1, 1), (2, 1, 3, 65), (7, 6, 15, 17), (5, 13, 63, 16), (3, 23, 1, 63), (9, 5, 65, 101), (150, 17, 3, 31),
-    (2, 7, 400, 130), (3, 6, 5, 661), (3, 2, 5, 331),
+    (10, 7, 400, 130), (11, 6, 5, 661), (33, 2, 5, 331), (3, 6, 5, 661), (3, 2, 5, 331),
 ]  # fmt: skip
 
 
@@ -52,7 +52,7 @@ def test_error_is_at_most_twice_torchs(ours, torchs, sizes, dtype):
 # T, B, D, H, R: around vectors, a tile and a panel; one of everything; columns of both products shared
 PROJECTED = [
     (1, 1, 1, 2, 1), (5, 7, 17, 15, 1), (4, 13, 63, 65, 17), (3, 23, 3, 101, 64), (40, 9, 5, 31, 16),
-    (3, 6, 5, 1023, 300), (3, 2, 5, 331, 330),
+    (11, 6, 5, 1023, 300), (33, 2, 5, 331, 330), (3, 2, 5, 331, 330),
 ]  # fmt: skip
 
 
@@ -70,7 +70,9 @@ def test_error_with_a_projection_is_at_most_twice_torchs(sizes, dtype):
 
 
 @pytest.mark.parametrize("hidden", [9, 420])
-@pytest.mark.parametrize("lengths", [[1], [3, 1, 1], [5, 5, 4, 2, 2, 2, 1], [9, *[8] * 12, *[1] * 11]], ids=str)
+@pytest.mark.parametrize(
+    "lengths", [[1], [3, 1, 1], [5, 5, 4, 2, 2, 2, 1], [40, 40, 3], [9, *[8] * 12, *[1] * 11]], ids=str
+)
 @pytest.mark.parametrize(
     ("ours", "torchs", "arguments"),
     [(nacre.LSTM, torch.nn.LSTM, {}), (nacre.LSTM, torch.nn.LSTM, {"proj_size": 5}), (nacre.GRU, torch.nn.GRU, {})],
@@ -114,9 +116,10 @@ def test_any_layout_of_input_and_gradient(layer_class, layout):
         torch.testing.assert_close(one, other, **CLOSE)
 
 
-# sequences shared in parts of 4 and more; columns shared; a packed batch
+# sequences shared in parts of 4 and more; a packed batch; columns shared, of packed weights and of others
 @pytest.mark.parametrize(
-    ("steps", "batch", "hidden", "packed"), [(30, 23, 37, False), (30, 23, 37, True), (4, 3, 603, False)]
+    ("steps", "batch", "hidden", "packed"),
+    [(30, 23, 37, False), (30, 23, 37, True), (22, 3, 603, False), (4, 3, 603, False)],
 )
 @pytest.mark.parametrize("layer_class", [*LAYERS, PROJECTED_LSTM])
 def test_same_bits_for_any_number_of_threads_and_from_run_to_run(layer_class, steps, batch, hidden, packed):

@@ -129,8 +129,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& input, const St
   const Tensor w_ih = dense<A>(weight_ih, {sums, features}), w_hh = dense<A>(weight_hh, {sums, hidden});
   const auto b_ih = dense<A>(bias_ih, {sums}), b_hh = dense<A>(bias_hh, {sums});
   const Matrix<A> recurrent{values<A>(w_hh), 1, hidden};  // (H, 3 H)
-  const Weights<A> ih(Matrix<A>{values<A>(w_ih), 1, features}, features, sums);
-  const Weights<A> hh_gates(recurrent, hidden, 2 * hidden), hh_new(recurrent.at(0, 2 * hidden), hidden, hidden);
+  const Weights<A> ih(steps, Matrix<A>{values<A>(w_ih), 1, features}, features, sums);
+  const Weights<A> hh_gates(steps, recurrent, hidden, 2 * hidden);
+  const Weights<A> hh_new(steps, recurrent.at(0, 2 * hidden), hidden, hidden);
 
   const Tensor h = copied<A>(h0, {steps.batch, hidden});
   const Tensor output = new_tensor(steps.shape(hidden), dtype_of<A>);
@@ -152,7 +153,7 @@ Gradients backward(const std::optional<Tensor>& grad_output, const std::optional
   const int64_t features = weight_ih.size(1), hidden = h0.size(1), sums = 3 * hidden, rows = steps.total();
   const Tensor w_ih = dense<A>(weight_ih, {sums, features}), w_hh = dense<A>(weight_hh, {sums, hidden});
   const Tensor h_first = dense<A>(h0, {steps.batch, hidden}), dh = copied<A>(grad_h, {steps.batch, hidden});
-  const Weights<A> hh(Matrix<A>{values<A>(w_hh), hidden, 1}, sums, hidden);
+  const Weights<A> hh(steps, Matrix<A>{values<A>(w_hh), hidden, 1}, sums, hidden);
   const int64_t distance = distance_of_rows<A>(4 * hidden);
   const Scratch<A> grad_sums(rows * distance);
   const StepsRead<A> read(steps, input, features, hidden, needs[2], needs[3]);

@@ -82,7 +82,7 @@ struct Projection {
   Scratch<A> grad_states, m, dm;  // (N, R), (N, H), (B, H)
 
   Projection(const Steps& steps, const A* weight_hr, int64_t hidden, int64_t width)
-      : weights(Matrix<A>{weight_hr, hidden, 1}, width, hidden), grad_states(steps.total() * width),
+      : weights(steps, Matrix<A>{weight_hr, hidden, 1}, width, hidden), grad_states(steps.total() * width),
         m(steps.total() * hidden), dm(steps.batch * hidden) {}
 };
 
@@ -181,9 +181,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& input, 
   const Tensor w_ih = dense<A>(weight_ih, {sums, features}), w_hh = dense<A>(weight_hh, {sums, width});
   const auto b_ih = dense<A>(bias_ih, {sums}), b_hh = dense<A>(bias_hh, {sums});
   const auto w_hr = dense<A>(weight_hr, {width, hidden});
-  const Weights<A> ih(Matrix<A>{values<A>(w_ih), 1, features}, features, sums);
-  const Weights<A> hh(Matrix<A>{values<A>(w_hh), 1, width}, width, sums);
-  const auto hr = w_hr ? std::make_unique<Weights<A>>(Matrix<A>{values<A>(*w_hr), 1, hidden}, hidden, width) : nullptr;
+  const Weights<A> ih(steps, Matrix<A>{values<A>(w_ih), 1, features}, features, sums);
+  const Weights<A> hh(steps, Matrix<A>{values<A>(w_hh), 1, width}, width, sums);
+  const Matrix<A> projection{w_hr ? values<A>(*w_hr) : nullptr, 1, hidden};
+  const auto hr = w_hr ? std::make_unique<Weights<A>>(steps, projection, hidden, width) : nullptr;
   const Scratch<A> bias(b_ih ? sums : 0);  // (4 H)
   for (int64_t j = 0; b_ih && j < sums; ++j) bias.get()[j] = values<A>(b_ih)[j] + values<A>(b_hh)[j];
 
@@ -213,7 +214,7 @@ Gradients backward(const std::optional<Tensor>& grad_output, const std::optional
   const auto w_hr = dense<A>(weight_hr, {width, hidden});
   const Tensor h_first = dense<A>(h0, {steps.batch, width}), c_first = dense<A>(c0, {steps.batch, hidden});
   const Tensor dh = copied<A>(grad_h, {steps.batch, width}), dc = copied<A>(grad_c, {steps.batch, hidden});
-  const Weights<A> hh(Matrix<A>{values<A>(w_hh), width, 1}, sums, width);
+  const Weights<A> hh(steps, Matrix<A>{values<A>(w_hh), width, 1}, sums, width);
   const auto projection = w_hr ? std::make_unique<Projection<A>>(steps, values<A>(*w_hr), hidden, width) : nullptr;
   const int64_t distance = distance_of_rows<A>(sums);
   const Scratch<A> grad_sums(steps.total() * distance);

@@ -3,7 +3,7 @@
 // T steps, B sequences, N rows in all (a row is one step of one sequence).
 #pragma once
 
-#include "nacre/layers/recurrent/kernel_cpu.h"
+#include "nacre/layers/recurrent/kernel_cpu_weights.h"
 
 namespace nacre {
 
@@ -23,6 +23,7 @@ struct Shares {
     // threads that meet at every step gain by it with weights as large; where one would walk alone, with smaller ones
     const int64_t fewest_bytes = int64_t{steps.batch > fewest ? 4 : 1} << 20;
     columns = steps.batch <= 2 * fewest && weights * static_cast<int64_t>(sizeof(A)) >= fewest_bytes;
+    columns = columns || (has_few_rows(steps) && weights >= 2 * few_rows_values_per_thread);
     const int64_t step_bytes = std::max<int64_t>(steps.batch * sums * static_cast<int64_t>(sizeof(A)), 1);
     steps_at_once = std::max<int64_t>((int64_t{1} << 20) / step_bytes, 4);
   }
