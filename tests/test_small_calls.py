@@ -89,7 +89,9 @@ def few_queries(queries, keys=64, **keywords):
 
 def test_attention_of_few_queries_without_a_backward_is_torchs():
     assert few_queries(1) == few_queries(20) == few_queries(20, 9000) == ("torch", True)
-    assert few_queries(33)[0] != "torch"
+    assert few_queries(33) == ("torch", True)  # few multiply-adds
+    assert few_queries(33, 9000)[0] != "torch"
+    assert few_queries(200, 200)[0] != "torch"
     assert few_queries(2, 9000)[0] != "torch"  # so many keys that nacre's kernel is ahead
     assert few_queries(1, requires_grad=True)[0] != "torch"
     with torch.no_grad():
@@ -102,3 +104,122 @@ def test_errors_of_few_queries_are_as_clear():
         nacre.functional.scaled_dot_product_attention(query, query, query[:, :, :2])
     with pytest.raises(RuntimeError, match="one dtype"):
         nacre.functional.scaled_dot_product_attention(query, query.double(), query)
+
+
+def evaluated(layer, *inputs, **keywords):
+    """Which implementations an evaluation chooses, and what it returns."""
+    with torch.no_grad(), record_choices() as choices:
+        found = layer.eval()(*inputs, **keywords)
+    return [(choice.operator, choice.implementation) for choice in choices], found
+
+
+def attention_pair(embed_dim=32, **arguments):
+    layer, reference = (library.MultiheadAttention(embed_dim, 4, **arguments) for library in (nacre, torch.nn))
+    layer.load_state_dict(reference.state_dict())
+    return layer.eval(), reference.eval()
+
+
+@pytest.mark.parametrize("need_weights", [True, False])
+@pytest.mark.parametrize("queries", [7, 1])
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_small_attention_layers_without_a_backward_are_torchs(batch_first, queries, need_weights):
+    layer, reference = attention_pair(batch_first=batch_first)
+    tokens = torch.randn(7, 7, 32)
+    query = tokens if queries == 7 else tokens[:, :1] if batch_first else tokens[:1]
+    choices, found = evaluated(layer, query, tokens, tokens, need_weights=need_weights)
+    assert choices == [("attention", "torch")]
+    with torch.no_grad():
+        expected = reference(query, tokens, tokens, need_weights=need_weights)
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1]) if need_weights else found[1] is expected[1] is None
+
+
+def test_other_attention_layers_are_nacres():
+    layer, _ = attention_pair(batch_first=True)
+    tokens, large = torch.randn(2, 7, 32), torch.randn(64, 64, 32).expand(64, 64, 32)
+    mask = torch.zeros(7, 7, dtype=torch.bool)
+    for given, keywords in (((tokens,) * 3, {"attn_mask": mask}), ((large,) * 3, {}), ((tokens[0],) * 3, {})):
+        assert ("attention", "torch") not in evaluated(layer, *given, **keywords)[0]
+    with record_choices() as choices:
+        layer(tokens, tokens, tokens)  # a backward may follow
+        layer.train()
+        with torch.no_grad():
+            layer(tokens, tokens, tokens)
+    assert ("attention", "torch") not in [(choice.operator, choice.implementation) for choice in choices]
+    separate, _ = attention_pair(kdim=5, vdim=6)
+    assert ("attention", "torch") not in evaluated(separate, tokens, tokens[..., :5], tokens[..., :6])[0]
+
+
+@pytest.mark.parametrize(
+    ("query", "key", "value", "kind", "message"),
+    [
+        ((2, 7, 31), (2, 7, 31), (2, 7, 31), AssertionError, "embedding dimension"),
+        ((2, 7, 32), (2, 7, 32), (2, 6, 32), AssertionError, "one shape"),
+        ((2, 7, 32), (3, 7, 32), (3, 7, 32), RuntimeError, "one batch size"),
+        ((2, 7, 32), (2, 7, 30), (2, 7, 30), RuntimeError, "in_proj_weight projects keys"),
+    ],
+    ids=str,
+)
+def test_errors_of_small_attention_layers_are_as_clear(query, key, value, kind, message):
+    layer, _ = attention_pair(batch_first=True)
+    with pytest.raises(kind, match=message), torch.no_grad():
+        layer(*map(torch.randn, (query, key, value)))
+    with pytest.raises(RuntimeError, match="one dtype"), torch.no_grad():
+        layer(*[torch.randn(2, 7, 32, dtype=torch.float64)] * 3)
+
+
+def encoder_pair(**arguments):
+    arguments = {"batch_first": True, **arguments}
+    layer, reference = (library.TransformerEncoderLayer(32, 4, 48, **arguments) for library in (nacre, torch.nn))
+    layer.load_state_dict(reference.state_dict())
+    return layer, reference.eval()
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_small_encoder_layers_without_a_backward_are_torchs(activation, norm_first):
+    layer, reference = encoder_pair(activation=activation, norm_first=norm_first)
+    tokens = torch.randn(3, 7, 32)
+    choices, found = evaluated(layer, tokens)
+    assert choices == [("transformer_encoder_layer", "torch")]
+    with torch.no_grad():
+        assert torch.equal(found, reference(tokens))
+
+
+def _hooked(layer):
+    layer.norm1.register_forward_hook(lambda *_: None)
+
+
+def _patched(layer):
+    layer.linear2.forward = lambda x: torch.zeros(*x.shape[:-1], 32)
+
+
+def _replaced(layer):
+    layer.linear1 = torch.nn.Sequential(layer.linear1)
+
+
+def _other_activation(layer):
+    layer.activation = torch.tanh
+
+
+@pytest.mark.parametrize("change", [_hooked, _patched, _replaced, _other_activation])
+def test_changed_encoder_layers_run_their_own_parts(change):
+    layer, _ = encoder_pair()
+    tokens = torch.randn(3, 7, 32)
+    change(layer)
+    choices, found = evaluated(layer, tokens)
+    assert ("transformer_encoder_layer", "torch") not in choices
+    with kernels_at_any_size():  # float32, the same sums in another order
+        torch.testing.assert_close(found, evaluated(layer, tokens)[1], rtol=1e-5, atol=1e-6)
+
+
+def test_other_encoder_layers_are_nacres():
+    tokens, mask = torch.randn(3, 7, 32), torch.zeros(7, 7, dtype=torch.bool)
+    layer, _ = encoder_pair()
+    for given in ((tokens, mask), (tokens[0],), (torch.randn(256, 128, 32),)):
+        assert ("transformer_encoder_layer", "torch") not in evaluated(layer, *given)[0]
+    for arguments in ({"batch_first": False}, {"bias": False}, {"activation": torch.nn.functional.silu}):
+        other, _ = encoder_pair(**arguments)
+        assert ("transformer_encoder_layer", "torch") not in evaluated(other, tokens)[0]
+    with pytest.raises(AssertionError, match="embedding dimension"):
+        evaluated(layer, torch.randn(3, 7, 31))

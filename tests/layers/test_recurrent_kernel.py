@@ -1,6 +1,7 @@
 """The C++ kernels of LSTM and GRU: sizes around tiles, who shares what, packed rows, layouts, what they refuse."""
 
 import copy
+import functools
 import itertools
 
 import pytest
@@ -16,6 +17,9 @@ from tests.support import assert_as_good_as_torch, fresh, in_dtype, run, tensors
 pytestmark = pytest.mark.skipif(native.unavailable() != "", reason="the kernels were not built")
 
 
+PROJECTED_LSTM = pytest.param(functools.partial(nacre.LSTM, proj_size=6), id="projected lstm")
+
+
 def kernel_results(layer, *inputs):
     with record_choices() as choices:
         results = run(layer, inputs, {})
@@ -25,10 +29,10 @@ def kernel_results(layer, *inputs):
 
 # T, B, D, H: around a tile of 6 rows, vectors of 4, 8 and 16, panels of 64, a depth block of 384; one of everything;
 # more steps than a thread begins at once; few sequences with weights of 4 MiB and more, or fewer with 1 MiB and more,
-# whose columns are shared
+# whose columns are shared; from 65 rows T B on weights are packed
 SIZES = [
     (1, 1, 1, 1), (2, 1, 3, 65), (7, 6, 15, 17), (5, 13, 63, 16), (3, 23, 1, 63), (9, 5, 65, 101), (150, 17, 3, 31),
-    (2, 7, 400, 130), (3, 6, 5, 661), (3, 2, 5, 331),
+    (10, 7, 400, 130), (11, 6, 5, 661), (33, 2, 5, 331), (3, 6, 5, 661), (3, 2, 5, 331),
 ]  # fmt: skip
 
 
@@ -45,11 +49,37 @@ def test_error_is_at_most_twice_torchs(ours, torchs, sizes, dtype):
         assert_as_good_as_torch(*compared, dtype, f"result {index}")
 
 
+# T, B, D, H, R: around vectors, a tile and a panel; one of everything; columns of both products shared
+PROJECTED = [
+    (1, 1, 1, 2, 1), (5, 7, 17, 15, 1), (4, 13, 63, 65, 17), (3, 23, 3, 101, 64), (40, 9, 5, 31, 16),
+    (11, 6, 5, 1023, 300), (33, 2, 5, 331, 330), (3, 2, 5, 331, 330),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("sizes", PROJECTED, ids=str)
+def test_error_with_a_projection_is_at_most_twice_torchs(sizes, dtype):
+    steps, batch, features, hidden, width = sizes
+    arguments = {"dtype": dtype, "proj_size": width, "bidirectional": True}
+    layer, reference = pair(nacre.LSTM, torch.nn.LSTM, features, hidden, **arguments)
+    inputs = torch.randn(steps, batch, features, dtype=dtype).requires_grad_(), states(layer, batch, dtype)
+    found, expected = kernel_results(layer, *inputs), tensors(run(reference, fresh(inputs), {}))
+    exact = tensors(run(copy.deepcopy(reference).double(), in_dtype(inputs, torch.float64), {}))
+    for index, compared in enumerate(zip(found, expected, exact, strict=True)):
+        assert_as_good_as_torch(*compared, dtype, f"result {index}")
+
+
 @pytest.mark.parametrize("hidden", [9, 420])
-@pytest.mark.parametrize("lengths", [[1], [3, 1, 1], [5, 5, 4, 2, 2, 2, 1], [9, *[8] * 12, *[1] * 11]], ids=str)
-@pytest.mark.parametrize(("ours", "torchs"), PAIRS)
-def test_packed_rows(ours, torchs, lengths, hidden):
-    layer, reference = pair(ours, torchs, 7, hidden, bidirectional=True)
+@pytest.mark.parametrize(
+    "lengths", [[1], [3, 1, 1], [5, 5, 4, 2, 2, 2, 1], [40, 40, 3], [9, *[8] * 12, *[1] * 11]], ids=str
+)
+@pytest.mark.parametrize(
+    ("ours", "torchs", "arguments"),
+    [(nacre.LSTM, torch.nn.LSTM, {}), (nacre.LSTM, torch.nn.LSTM, {"proj_size": 5}), (nacre.GRU, torch.nn.GRU, {})],
+    ids=["lstm", "projected lstm", "gru"],
+)
+def test_packed_rows(ours, torchs, arguments, lengths, hidden):
+    layer, reference = pair(ours, torchs, 7, hidden, bidirectional=True, **arguments)
     packed = pack_padded_sequence(torch.randn(max(lengths), len(lengths), 7, dtype=torch.float64), lengths)
     inputs = packed, states(layer, len(lengths))
     packed.data.requires_grad_()
@@ -86,11 +116,12 @@ def test_any_layout_of_input_and_gradient(layer_class, layout):
         torch.testing.assert_close(one, other, **CLOSE)
 
 
-# sequences shared in parts of 4 and more; columns shared; a packed batch
+# sequences shared in parts of 4 and more; a packed batch; columns shared, of packed weights and of others
 @pytest.mark.parametrize(
-    ("steps", "batch", "hidden", "packed"), [(30, 23, 37, False), (30, 23, 37, True), (4, 3, 603, False)]
+    ("steps", "batch", "hidden", "packed"),
+    [(30, 23, 37, False), (30, 23, 37, True), (22, 3, 603, False), (4, 3, 603, False)],
 )
-@pytest.mark.parametrize("layer_class", LAYERS)
+@pytest.mark.parametrize("layer_class", [*LAYERS, PROJECTED_LSTM])
 def test_same_bits_for_any_number_of_threads_and_from_run_to_run(layer_class, steps, batch, hidden, packed):
     layer = layer_class(40, hidden, bidirectional=True)
     values = torch.randn(steps, batch, 40)
@@ -106,7 +137,7 @@ def test_same_bits_for_any_number_of_threads_and_from_run_to_run(layer_class, st
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("layer_class", LAYERS)
+@pytest.mark.parametrize("layer_class", [*LAYERS, PROJECTED_LSTM])
 def test_only_the_gradients_asked_for(layer_class, bias):
     layer = layer_class(5, 7, bias=bias)
     values, hx = torch.randn(4, 9, 5, requires_grad=True), states(layer, 9, torch.float32)
@@ -119,7 +150,7 @@ def test_only_the_gradients_asked_for(layer_class, bias):
         assert torch.equal(found, expected[wanted])
 
 
-@pytest.mark.parametrize("layer_class", LAYERS)
+@pytest.mark.parametrize("layer_class", [*LAYERS, PROJECTED_LSTM])
 def test_nan_stays_in_its_sequence(layer_class):
     layer = layer_class(5, 70)
     values = torch.randn(6, 9, 5)
@@ -134,11 +165,10 @@ def test_nan_stays_in_its_sequence(layer_class):
 @pytest.mark.parametrize(
     ("layer", "values", "reason"),
     [
-        (nacre.LSTM(3, 4, proj_size=2), torch.zeros(2, 1, 3), "no projection"),
         (nacre.LSTM(3, 4).bfloat16(), torch.zeros(2, 1, 3).bfloat16(), "float32 or float64"),
         (nacre.GRU(3, 4).half(), torch.zeros(2, 1, 3).half(), "float32 or float64"),
     ],
-    ids=["projection", "bfloat16", "float16"],
+    ids=["bfloat16", "float16"],
 )
 def test_the_formula_serves_the_rest(layer, values, reason):
     with record_choices() as choices:
@@ -181,6 +211,28 @@ def test_the_kernels_themselves_refuse_what_does_not_fit(name, change):
     arguments[at if at >= 0 else last + at + (2 if at == -6 else 1)] = value
     with pytest.raises(RuntimeError, match=r"recurrence: |lstm: |gru: "):
         kernel(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("at", "value"),
+    [
+        (2, torch.zeros(3, 7)),
+        (3, torch.zeros(3, 2)),
+        (3, torch.zeros(7)),
+        (5, torch.zeros(28, 7)),
+        (8, torch.zeros(7, 2)),
+        (8, torch.zeros(14)),
+        (8, torch.zeros(2, 7).double()),
+        (8, None),
+    ],
+)
+def test_the_kernel_itself_refuses_a_projection_that_does_not_fit(at, value):
+    arguments = good("lstm")
+    arguments[2], arguments[5], arguments[8] = torch.zeros(3, 2), torch.zeros(28, 2), torch.zeros(2, 7)
+    assert torch.ops.nacre.lstm.kernel(*arguments)[0].shape == (4, 3, 2)
+    arguments[at] = value
+    with pytest.raises(RuntimeError, match=r"recurrence: |lstm: "):
+        torch.ops.nacre.lstm.kernel(*arguments)
 
 
 @pytest.mark.parametrize("sizes", [[2, 3], [4, 1], [3, 3], [3, -1, 3]], ids=str)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from nacre.blocks.fused import feed_forward, residual_dropout, residual_dropout_layer_norm, runs_unseen
+from nacre.blocks.inference import UNDER, is_small
 from nacre.blocks.parts import letters_of, sizes, sum_of_parts
 from nacre.core import check
-from nacre.core.choice import torch_instead, unserved
+from nacre.core.choice import torch_instead, torch_is_ahead, unserved
 from nacre.core.spec import Case, LayerSpec, Letters, Made, Normal
 from nacre.core.tracing import Proxy, traced
 from nacre.layers import LAYERS
@@ -194,8 +195,9 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         - output: as the input
 
     Numerics:
-        Those of its parts, in training and in evaluation alike: torch's fused evaluation path is not taken, but for the
-        nested tensors which ``torch.nn.TransformerEncoder`` makes of padded batches.
+        Those of its parts, in training and in evaluation alike: torch's fused evaluation path is not taken, but for
+        small calls without a backward or a mask, and for the nested tensors which ``torch.nn.TransformerEncoder`` makes
+        of padded batches.
 
     Raises:
         AssertionError: ``nhead`` does not divide ``d_model``, or a mask is neither bool nor floating point.
@@ -273,11 +275,15 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
                 src_key_padding_mask,
                 is_causal,
             )
+        changed = _changed(self)
+        if src_mask is None and src_key_padding_mask is None and not (is_causal or changed):
+            if is_small(self, src) and torch_is_ahead("transformer_encoder_layer", src, UNDER):
+                return super().forward(src)
         canonical = torch.nn.functional._canonical_mask
         of_mask = torch.nn.functional._none_or_dtype(src_mask)
         padding = canonical(src_key_padding_mask, "src_key_padding_mask", of_mask, "src_mask", src.dtype)
         mask = canonical(src_mask, "src_mask", None, "", src.dtype, False)
-        if _changed(self):
+        if changed:
             return self._with_own_parts(src, mask, padding, is_causal)
         if self.norm_first:
             gathered = self._gather(self.norm1(src), mask, padding, is_causal)

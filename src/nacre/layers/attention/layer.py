@@ -5,11 +5,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nacre.core.choice import torch_instead, unserved
+from nacre.core.choice import FLOATS, torch_instead, torch_is_ahead, unserved
+from nacre.core.dispatch import unobserved
 from nacre.core.tracing import Proxy, traced
 from nacre.layers.attention.layout import each_once
 from nacre.layers.attention.multi_head import multi_head_attention_forward
 from nacre.layers.attention.multi_head_checks import check_heads
+
+_TORCH_BELOW = 1 << 24  # multiply-adds of the projections
+_UNDER = f"{_TORCH_BELOW:,} multiply-adds of the projections and no backward"
 
 
 class MultiheadAttention(torch.nn.MultiheadAttention):
@@ -125,6 +129,9 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
                 super().forward,
                 *(query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal),
             )
+        no_mask = key_padding_mask is None and attn_mask is None and not is_causal
+        if no_mask and self._is_small(query, key, value) and torch_is_ahead("attention", query, _UNDER):
+            return super().forward(query, key, value, None, need_weights, None, average_attn_weights)
         sequence_second = self.batch_first and query.dim() == key.dim() == value.dim() == 3
         if sequence_second:
             query, key, value = each_once(lambda tokens: tokens.transpose(0, 1), query, key, value)
@@ -141,3 +148,25 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             if not (self.training or torch.is_grad_enabled()):
                 output = output.contiguous()  # as torch's own inference path returns it
         return output, weights
+
+    def _is_small(self, query: Tensor, key: Tensor, value: Tensor) -> bool:
+        """Whether nothing will be differentiated, and inputs which plainly fit take few multiply-adds to project."""
+        to_itself = key is query and value is query
+        if self.training or torch.is_grad_enabled() or not unobserved((query,) if to_itself else (query, key, value)):
+            return False
+        parameters = self._parameters  # where torch.nn, asked for one by its name, looks last
+        weight = parameters["in_proj_weight"]
+        if weight is None or parameters.get("bias_k") is not None or self.add_zero_attn:
+            return False
+        shape, others = query.shape, key.shape
+        if len(shape) != 3 or shape[2] != self.embed_dim or 0 in shape:
+            return False
+        if 2 * self.embed_dim * (query.numel() + key.numel()) >= _TORCH_BELOW:
+            return False
+        if not to_itself:
+            batch = 0 if self.batch_first else 1
+            if others != value.shape or len(others) != 3 or others[2] != shape[2] or others[batch] != shape[batch]:
+                return False
+            if not (key.dtype is value.dtype is query.dtype and key.is_cpu and value.is_cpu and key.numel()):
+                return False
+        return query.dtype is weight.dtype and query.is_cpu and weight.is_cpu and query.dtype in FLOATS

@@ -106,6 +106,9 @@ def scaled_dot_product_attention(
         >>> nacre.functional.scaled_dot_product_attention(query, key, torch.tensor([[3.0], [5.0]]))
         tensor([[4.]])
     """
+    if attn_mask is None and dropout_p == 0 and not enable_gqa:
+        if _few(query, key, value) and torch_is_ahead("attention", query, _UNDER):
+            return torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=is_causal, scale=scale)
     numbers = attn_mask if attn_mask is not None and attn_mask.is_floating_point() else None
     reason = unserved(query, key, value, numbers)
     if attn_mask is not None and _is_causal_bias(attn_mask):
@@ -119,26 +122,37 @@ def scaled_dot_product_attention(
             scale=scale,
             enable_gqa=enable_gqa,
         )
-    plain = attn_mask is None and dropout_p == 0 and not enable_gqa
-    if plain and _few(query, key, value) and torch_is_ahead("attention", query, _UNDER):
-        return torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=is_causal, scale=scale)
     check_attention(query, key, value, attn_mask, dropout_p, is_causal, enable_gqa)
     return attend(query, key, value, attn_mask, None, dropout_p, is_causal, scale, enable_gqa, False)[0]
 
 
-_FEW, _VERY_FEW, _MANY_KEYS = 33, 9, 1 << 19
-_UNDER = f"{_FEW} queries and no backward, but for under {_VERY_FEW} of {_MANY_KEYS:,} values of keys,"
+_FEW, _VERY_FEW, _MANY_KEYS, _MULTIPLY_ADDS = 33, 9, 1 << 19, 1 << 21
+_UNDER = (
+    f"{_FEW} queries or {_MULTIPLY_ADDS:,} multiply-adds and no backward, but for under {_VERY_FEW} of {_MANY_KEYS:,}"
+    " values of keys,"
+)
 
 
-def _few(query: Tensor, key: Tensor, value: Tensor) -> bool:
+def _few(query: Any, key: Any, value: Any) -> bool:
     """Whether there are few queries, of keys and values that fit plainly, and no backward will follow."""
-    if query.dim() != 4 or query.shape[2] >= _FEW or (query.shape[2] < _VERY_FEW and key.numel() >= _MANY_KEYS):
+    for tensor in (query, key, value):
+        if not isinstance(tensor, Tensor):
+            return False
+    try:  # each shape once, since to ask for one takes as long as all that follows
+        (batch, heads, queries, features), shape = query.shape, key.shape
+        keys_batch, keys_heads, keys, keys_features = shape
+    except (ValueError, RuntimeError):  # other dimensions; a nested tensor
         return False
-    if query.shape[:2] != key.shape[:2] or query.shape[3:] != key.shape[3:] or key.shape != value.shape:
+    values = batch * heads * features
+    if queries >= _FEW and values * queries * keys >= _MULTIPLY_ADDS:
         return False
-    if not (query.dtype == key.dtype == value.dtype and query.device == key.device == value.device):
+    if queries < _VERY_FEW and values * keys >= _MANY_KEYS:
         return False
-    return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value)))
+    if batch != keys_batch or heads != keys_heads or features != keys_features or shape != value.shape:
+        return False
+    if not (query.dtype is key.dtype is value.dtype and query.device == key.device == value.device):
+        return False
+    return not torch.is_grad_enabled() or not (query.requires_grad or key.requires_grad or value.requires_grad)
 
 
 def attend(

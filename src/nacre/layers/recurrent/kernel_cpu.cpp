@@ -12,15 +12,21 @@ auto with_recurrence_type(const Tensor& input, Body body) {
   return input.scalar_type() == ScalarType::Float ? body(float()) : body(double());
 }
 
+void check_lstm(const Tensor& h0, const Tensor& c0, const Tensor& weight_ih, const std::optional<Tensor>& bias_ih,
+                const std::optional<Tensor>& bias_hh, const std::optional<Tensor>& weight_hr) {
+  STD_TORCH_CHECK(weight_ih.dim() == 2 && bias_ih.has_value() == bias_hh.has_value(),
+                  "lstm: weights of 2 dimensions, and both biases or none");
+  STD_TORCH_CHECK(h0.dim() == 2 && c0.dim() == 2 && (weight_hr || h0.size(1) == c0.size(1)),
+                  "lstm: states of 2 dimensions, of one size without a projection");
+}
+
 auto lstm_forward(const Tensor& input, const std::optional<Tensor>& batch_sizes, const Tensor& h0, const Tensor& c0,
                   const Tensor& weight_ih, const Tensor& weight_hh, const std::optional<Tensor>& bias_ih,
                   const std::optional<Tensor>& bias_hh, const std::optional<Tensor>& weight_hr, bool reverse) {
-  STD_TORCH_CHECK(!weight_hr, "lstm: this kernel serves layers without a projection");
-  STD_TORCH_CHECK(weight_ih.dim() == 2 && bias_ih.has_value() == bias_hh.has_value(),
-                  "lstm: weights of 2 dimensions, and both biases or none");
+  check_lstm(h0, c0, weight_ih, bias_ih, bias_hh, weight_hr);
   const Steps steps(input, batch_sizes, h0, reverse);
   return with_recurrence_type(input, [&](auto type) {
-    return lstm::forward<decltype(type)>(input, steps, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh);
+    return lstm::forward<decltype(type)>(input, steps, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr);
   });
 }
 
@@ -30,13 +36,12 @@ auto lstm_backward(const std::optional<Tensor>& grad_output, const std::optional
                    const std::optional<Tensor>& bias_hh, const std::optional<Tensor>& weight_hr,
                    const std::optional<Tensor>& batch_sizes, bool reverse, const Tensor& gates, const Tensor& cells,
                    const std::vector<bool>& needs) {
-  STD_TORCH_CHECK(!weight_hr && weight_ih.dim() == 2 && bias_ih.has_value() == bias_hh.has_value(),
-                  "lstm: weights of 2 dimensions, both biases or none, and no projection");
+  check_lstm(h0, c0, weight_ih, bias_ih, bias_hh, weight_hr);
   STD_TORCH_CHECK(needs.size() == 8, "lstm: eight gradients are asked for or not");
   const Steps steps(input, batch_sizes, h0, reverse);
   return with_recurrence_type(input, [&](auto type) {
     return lstm::backward<decltype(type)>(grad_output, grad_h, grad_c, input, steps, h0, c0, weight_ih, weight_hh,
-                                          gates, cells, needs);
+                                          weight_hr, gates, cells, needs);
   });
 }
 

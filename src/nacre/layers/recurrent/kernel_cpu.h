@@ -1,5 +1,5 @@
-// What the kernels of LSTM and GRU share: the steps of a sequence, weights that are packed once for all steps, tensors.
-// kernel_cpu_walk.h has the way through the steps.
+// What the kernels of LSTM and GRU share: the steps of a sequence, the gradients of the weights, tensors.
+// kernel_cpu_weights.h has the products with weights, kernel_cpu_walk.h the way through the steps.
 //
 // T steps, B sequences, N rows in all (a row is one step of one sequence), D features of the input, H of the state.
 #pragma once
@@ -97,42 +97,7 @@ class StepRows {
   int64_t row_stride_ = 0, step_stride_ = 0;
 };
 
-// ---- weights
-
-// The right factor (K, N) of products with the rows of one step after another.
-template <class A>
-class Weights {
- public:
-  Weights(Matrix<A> matrix, int64_t depth, int64_t columns)
-      : depths_(depth, depth_block), columns_(columns), panels_(columns), packed_(panels_.vectors * lanes<A> * depth) {
-    const int64_t per_thread = Parts(values_per_thread, std::max<int64_t>(depth * panel_vectors * lanes<A>, 1)).count;
-    in_parallel(panels_.count, per_thread, [&](int64_t from, int64_t to) {
-      pack_panels(matrix, depth, columns, from, to, packed_.get() + panels_.begin(from) * depth);
-    });
-  }
-
-  int64_t panels() const { return panels_.count; }
-
-  // Writes left W into panels `from` to `to` of the columns of out, or adds it. left: (rows, K), out: (rows, N)
-  void multiply(Matrix<A> left, int64_t rows, int64_t from, int64_t to, bool add, A* out, int64_t out_stride,
-                Ahead* ahead = nullptr) const {
-    for (int64_t panel = from; panel < to; ++panel) {
-      const int64_t begin = panels_.begin(panel), size = panels_.size(panel);
-      const A* packed = packed_.get() + begin * depths_.size;
-      for (int64_t part = 0; part < depths_.count; ++part) {
-        const int64_t k = depths_.begin(part), steps = depths_.begin(part + 1) - k;
-        multiply_panel(Rows<A>(left.at(0, k)), rows, steps, packed + k * size, std::min(size, columns_ - begin),
-                       add || part > 0, out + begin, out_stride, ahead);
-      }
-    }
-  }
-
- private:
-  Parts depths_;
-  int64_t columns_;
-  Panels<A> panels_;
-  Scratch<A> packed_;
-};
+// ---- gradients of the weights
 
 // What the steps read, for the gradients of the weights: their inputs, and the states before them, side by side.
 template <class A>

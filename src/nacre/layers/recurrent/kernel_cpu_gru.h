@@ -12,6 +12,7 @@ namespace nacre::gru {
 
 template <class A>
 struct Forward {
+  static constexpr bool projects = false;
   const Steps& steps;
   int64_t hidden;
   StepRows<A> x;                                // (N, D)
@@ -70,6 +71,7 @@ struct Forward {
 
 template <class A>
 struct Backward {
+  static constexpr bool projects = false;
   const Steps& steps;
   int64_t hidden;
   StepRows<A> gates, states, grad_output;  // (N, 4 H), (N, H), (N, H) or nothing
@@ -127,8 +129,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& input, const St
   const Tensor w_ih = dense<A>(weight_ih, {sums, features}), w_hh = dense<A>(weight_hh, {sums, hidden});
   const auto b_ih = dense<A>(bias_ih, {sums}), b_hh = dense<A>(bias_hh, {sums});
   const Matrix<A> recurrent{values<A>(w_hh), 1, hidden};  // (H, 3 H)
-  const Weights<A> ih(Matrix<A>{values<A>(w_ih), 1, features}, features, sums);
-  const Weights<A> hh_gates(recurrent, hidden, 2 * hidden), hh_new(recurrent.at(0, 2 * hidden), hidden, hidden);
+  const Weights<A> ih(steps, Matrix<A>{values<A>(w_ih), 1, features}, features, sums);
+  const Weights<A> hh_gates(steps, recurrent, hidden, 2 * hidden);
+  const Weights<A> hh_new(steps, recurrent.at(0, 2 * hidden), hidden, hidden);
 
   const Tensor h = copied<A>(h0, {steps.batch, hidden});
   const Tensor output = new_tensor(steps.shape(hidden), dtype_of<A>);
@@ -136,7 +139,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& input, const St
   const Tensor gates = new_tensor(steps.shape(4 * hidden), dtype_of<A>);
   const Forward<A> cell{steps, hidden, StepRows<A>(steps, input, features), ih, hh_gates, hh_new, values<A>(b_ih),
                         values<A>(b_hh), data<A>(gates), data<A>(states), data<A>(output), data<A>(h)};
-  walk_forward(steps, Shares(steps, hidden, sums, A()), cell);
+  walk_forward(steps, Shares(steps, hidden * sums, sums, A()), cell);
   return {output, h, gates, states};
 }
 
@@ -150,14 +153,14 @@ Gradients backward(const std::optional<Tensor>& grad_output, const std::optional
   const int64_t features = weight_ih.size(1), hidden = h0.size(1), sums = 3 * hidden, rows = steps.total();
   const Tensor w_ih = dense<A>(weight_ih, {sums, features}), w_hh = dense<A>(weight_hh, {sums, hidden});
   const Tensor h_first = dense<A>(h0, {steps.batch, hidden}), dh = copied<A>(grad_h, {steps.batch, hidden});
-  const Weights<A> hh(Matrix<A>{values<A>(w_hh), hidden, 1}, sums, hidden);
+  const Weights<A> hh(steps, Matrix<A>{values<A>(w_hh), hidden, 1}, sums, hidden);
   const int64_t distance = distance_of_rows<A>(4 * hidden);
   const Scratch<A> grad_sums(rows * distance);
   const StepsRead<A> read(steps, input, features, hidden, needs[2], needs[3]);
   const Backward<A> cell{steps, hidden, StepRows<A>(steps, gates, 4 * hidden), StepRows<A>(steps, states, hidden),
                          StepRows<A>(steps, grad_output, hidden), values<A>(h_first), hh, grad_sums.get(), distance,
                          read, data<A>(dh)};
-  walk_backward(steps, Shares(steps, hidden, sums, A()), needs[1], cell);
+  walk_backward(steps, Shares(steps, hidden * sums, sums, A()), needs[1], cell);
 
   const Matrix<A> da{grad_sums.get(), distance, 1};  // (N, 4 H) of a_n, a_r, a_z and b_n
   Tensor grad_input, grad_ih, grad_hh, grad_b_ih, grad_b_hh;

@@ -51,7 +51,6 @@ _lstm = Op(
     kernels=[
         cpp_kernel(
             {
-                "no projection": lambda input, sizes, h0, c0, ih, hh, b_ih, b_hh, weight_hr, reverse: weight_hr is None,
                 "1 feature or more": lambda input, *_: input.shape[-1] > 0,
                 "states of the input's dtype": lambda input, sizes, h0, c0, *_: h0.dtype == c0.dtype == input.dtype,
             },
