@@ -1,5 +1,7 @@
 """The cross-entropy loss of given logits, and its functional form."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
@@ -13,7 +15,7 @@ from nacre.layers.cross_entropy import formula, targets
 
 # the number of logits from which nacre's kernel is faster, where two calls of each were measured equal
 _TORCH_BELOW = 32768
-_torchs = torch._C._nn.cross_entropy_loss  # what torch.nn.functional.cross_entropy is
+_torchs: Any = torch._C._nn.cross_entropy_loss  # what torch.nn.functional.cross_entropy is
 # torch rounds every logarithm of half precision
 _TORCHS_DTYPES = (torch.float32, torch.float64)
 _ERRORS = (IndexError, RuntimeError, ValueError)
