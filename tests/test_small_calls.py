@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import nacre
+from nacre.core import choice
 from nacre.core.choice import kernels_at_any_size, record_choices
 
 pytestmark = pytest.mark.usual_sizes
@@ -48,6 +49,45 @@ def test_large_calls_and_tests_run_the_kernel(name):
     assert [choice.implementation for choice in choices] != ["torch"]
 
 
+@pytest.mark.parametrize("function", [nacre.CrossEntropyLoss(label_smoothing=0.1), nacre.functional.cross_entropy])
+def test_small_losses_are_torchs_to_the_bit(function):
+    settings = {"label_smoothing": 0.1} if isinstance(function, torch.nn.Module) else {}
+    target = torch.randint(64, (32,))
+    input = torch.randn(32, 64)
+    with record_choices() as choices:
+        found = results(lambda logits: function(logits, target), input)
+    assert [(choice.operator, choice.implementation) for choice in choices] == [("cross_entropy", "torch")]
+    expected = results(lambda logits: torch.nn.functional.cross_entropy(logits, target, **settings), input)
+    unrecorded = results(lambda logits: function(logits, target), input)
+    for one, two, three in zip(found, unrecorded, expected, strict=True):
+        assert torch.equal(one, three)
+        assert torch.equal(two, three)
+
+
+def test_small_losses_of_half_precision_are_nacres():
+    with record_choices() as choices:
+        nacre.functional.cross_entropy(torch.randn(8, 8, dtype=torch.bfloat16), torch.arange(8))
+    assert [choice.implementation for choice in choices] != ["torch"]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_unrecorded_small_calls_are_torchs_to_the_bit(name):
+    layer, reference = LAYERS[name]
+    input = torch.randn(32, 64)
+    assert all(
+        torch.equal(one, other) for one, other in zip(results(layer, input), results(reference, input), strict=True)
+    )
+
+
+def test_who_watches_is_told():
+    assert choice.unwatched
+    with record_choices(), kernels_at_any_size():
+        assert not choice.unwatched
+    with kernels_at_any_size():
+        assert not choice.unwatched
+    assert choice.unwatched
+
+
 @pytest.mark.parametrize("layer", [nacre.ReLU(inplace=True), nacre.SiLU(inplace=True)], ids=repr)
 def test_small_calls_in_place(layer):
     input = torch.randn(8, 8)
@@ -61,6 +101,10 @@ def test_errors_of_small_calls_are_as_clear():
         nacre.LayerNorm(512)(torch.randn(4, 256))
     with pytest.raises(IndexError):
         nacre.Softmax(dim=5)(torch.randn(4, 4))
+    with pytest.raises(IndexError, match="the classes are 0 to 3"):
+        nacre.CrossEntropyLoss()(torch.randn(2, 4), torch.tensor([0, 4]))
+    with pytest.raises(ValueError, match=r"batch_size \(2\) to match target batch_size \(3\); got"):
+        nacre.CrossEntropyLoss()(torch.randn(2, 4), torch.tensor([0, 1, 2]))
 
 
 def test_explain_says_why():

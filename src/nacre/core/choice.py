@@ -138,12 +138,14 @@ def record_choices() -> Iterator[list[Choice]]:
     choices: list[Choice] = []
     recorders.append(choices)
     _tell_autograd()
+    _tell_layers()
     try:
         yield choices
     finally:
         # by identity: two recorders that saw the same choices are equal, and list.remove would take the wrong one
         del recorders[next(index for index, recorder in enumerate(recorders) if recorder is choices)]
         _tell_autograd()
+        _tell_layers()
 
 
 def _tell_autograd() -> None:
@@ -190,6 +192,14 @@ def torch_instead(name: str, reason: str, function: Callable[..., Any], *args: A
 
 _small_calls_to_torch = True
 _plain: tuple[type, ...] = (torch.Tensor,)
+unwatched = True
+"""Whether small calls go to torch and nobody records it: a layer asks this first, since one more call of a function of
+Python shows beside torch's own layer."""
+
+
+def _tell_layers() -> None:
+    global unwatched
+    unwatched = _small_calls_to_torch and not recorders
 
 
 @contextlib.contextmanager
@@ -208,10 +218,12 @@ def kernels_at_any_size() -> Iterator[None]:
     """Lets small calls run nacre's own kernels as well inside the ``with`` block, where :func:`small` says yes."""
     global _small_calls_to_torch
     before, _small_calls_to_torch = _small_calls_to_torch, False
+    _tell_layers()
     try:
         yield
     finally:
         _small_calls_to_torch = before
+        _tell_layers()
 
 
 def at_any_size() -> bool:

@@ -1,5 +1,4 @@
-// What softmax and cross-entropy share: a tensor seen along one of its dimensions, the largest value of a row, and tiles
-// of columns which stay in cache between the passes over them.
+// What softmax and cross-entropy share: a tensor seen along one of its dimensions, and the largest value of a row.
 //
 // x: (N, D, M): N outer positions, D values along the dimension, M inner positions. Where M is 1 a slice is a row.
 #pragma once
@@ -58,7 +57,9 @@ inline void write_row(T* to, int64_t size, bool stream, Value value) {
     over_row<A>(size, [&](int64_t i, auto which) { store(to + i, value(i, which), which); });
 }
 
-// A tensor of N x D x M values, and how it is cut: into rows where M is 1, else into tiles of up to `width` columns.
+constexpr int64_t short_row = 8;
+
+// A tensor of N x D x M values, which is cut into rows, or into tiles (cpu_tiles.h).
 struct Slices {
   int64_t outer = 1, size = 1, inner = 1;
 
@@ -74,58 +75,23 @@ struct Slices {
     return streams_rows(to, outer * inner, size);
   }
 
-  // D rows of a tile take no more than 256 KiB where D allows it, and each is as long a run of memory as it can be.
-  int64_t width() const {
-    const int64_t fitting = std::clamp<int64_t>(65536 / std::max<int64_t>(size, 1) / 32 * 32, 32, 1024);
-    return std::clamp<int64_t>(inner, 1, fitting);
-  }
+  // Whether columns are worked on side by side: a short row would leave most lanes of a vector empty.
+  bool in_tiles() const { return inner != 1 || (size <= short_row && outer >= 2 * short_row); }
 
-  // Calls body(row, following, scratch) for each row, `following` being the row after it, or itself at the end, and
-  // scratch having room for `scratch_values`.
+  // Calls body(first, rows, last, scratch) for rows which stay in cache together, up to as many as a vector has lanes, so
+  // that what a row needs once is computed for all of them at once. `last` is the last row that the thread reads, and
+  // scratch has room for `scratch_values` a row.
   template <class A, class Body>
   void over_rows(int64_t scratch_values, const Body& body) const {
     const int64_t per_thread = std::max<int64_t>(values_per_thread / std::max<int64_t>(size, 1), 1);
+    const int64_t together = size <= 256 ? lanes<A> : 1;
     in_parallel(outer, per_thread, [&](int64_t begin, int64_t end) {
-      const Scratch<A> scratch(scratch_values);
-      for (int64_t row = begin; row < end; ++row) body(row, std::min(row + 1, end - 1), scratch.get());
+      const Scratch<A> scratch(together * scratch_values);
+      for (int64_t row = begin; row < end; row += together)
+        body(row, std::min(together, end - row), end - 1, scratch.get());
       finish_past_caches();
     });
   }
-
-  // Calls body(outer position, first column, columns, scratch) for each tile.
-  template <class A, class Body>
-  void over_tiles(int64_t scratch_values, const Body& body) const {
-    const int64_t columns = width(), tiles = (inner + columns - 1) / columns;
-    const int64_t per_thread = std::max<int64_t>(values_per_thread / std::max<int64_t>(size * columns, 1), 1);
-    in_parallel(outer * tiles, per_thread, [&](int64_t begin, int64_t end) {
-      const Scratch<A> scratch(scratch_values);
-      for (int64_t tile = begin; tile < end; ++tile) {
-        const int64_t first = tile % tiles * columns;
-        body(tile / tiles, first, std::min(columns, inner - first), scratch.get());
-      }
-    });
-  }
 };
-
-// Calls body(d, i, at, lanes) for each vector of each row of a tile: d is the row, i the column, and at the place in the
-// tensor, where rows lie `stride` apart.
-template <class A, class Body>
-inline void over_tile(int64_t size, int64_t stride, int64_t columns, Body body) {
-  for (int64_t d = 0; d < size; ++d)
-    over_row<A>(columns, [&](int64_t i, auto which) { body(d, i, d * stride + i, which); });
-}
-
-// Copies a tile, whose rows in the tensor may all fall into the same few places of the cache, and finds the largest value
-// of each column. x: (D, M), tile: (D, W), maximum: (W)
-template <class T, class A>
-inline void read_tile(const T* x, int64_t size, int64_t stride, int64_t columns, A* tile, A* maximum) {
-  std::fill(maximum, maximum + columns, -infinity<A>);
-  over_tile<A>(size, stride, columns, [&](int64_t d, int64_t i, int64_t at, auto which) {
-    __builtin_prefetch(x + at + stride);
-    const Vector<A> values = load(x + at, which);
-    store(tile + d * columns + i, values, which);
-    store(maximum + i, larger(values, load(maximum + i, which)), which);
-  });
-}
 
 }  // namespace nacre

@@ -2,8 +2,9 @@
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
-from nacre.core import check
+from nacre.core import check, choice
 from nacre.core.choice import cpp_kernel, small, torch_instead, unserved
 from nacre.core.op import Op
 from nacre.core.tracing import Proxy, traced
@@ -133,6 +134,8 @@ class ReLU(torch.nn.ReLU):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        if type(input) is Tensor and choice.unwatched and input.numel() < _TORCH_BELOW and not is_dynamo_compiling():
+            return torch.relu_(input) if self.inplace else torch.relu(input)
         if type(input) is not Tensor and isinstance(input, Proxy):
             return traced(self, input)
         return relu(input, inplace=self.inplace)
@@ -170,6 +173,8 @@ class SiLU(torch.nn.SiLU):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        if type(input) is Tensor and choice.unwatched and input.numel() < _TORCH_BELOW and not is_dynamo_compiling():
+            return torch._C._nn.silu_(input) if self.inplace else torch._C._nn.silu(input)
         if type(input) is not Tensor and isinstance(input, Proxy):
             return traced(self, input)
         return silu(input, inplace=self.inplace)
@@ -200,6 +205,8 @@ class Tanh(torch.nn.Tanh):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        if type(input) is Tensor and choice.unwatched and input.numel() < _TANH_BELOW and not is_dynamo_compiling():
+            return torch.tanh(input)
         if type(input) is not Tensor and isinstance(input, Proxy):
             return traced(self, input)
         return tanh(input)
@@ -230,6 +237,8 @@ class Sigmoid(torch.nn.Sigmoid):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        if type(input) is Tensor and choice.unwatched and input.numel() < _TORCH_BELOW and not is_dynamo_compiling():
+            return torch.sigmoid(input)
         if type(input) is not Tensor and isinstance(input, Proxy):
             return traced(self, input)
         return sigmoid(input)

@@ -6,6 +6,7 @@
 #include "nacre/core/cpu_memory.h"
 #include "nacre/core/cpu_primitives.h"
 #include "nacre/core/cpu_softmax.h"
+#include "nacre/core/cpu_tiles.h"
 
 #include <algorithm>
 #include <array>
@@ -48,19 +49,68 @@ struct Arguments {
   template <class A>
   Targets<A> targets(int64_t ignore_index, double smoothing) const {
     const auto* classes = static_cast<const int64_t*>(y.const_data_ptr());
-    const Targets<A> found = {classes,           tokens(), slices.size, ignore_index, values<A>(weight),
-                              A(smoothing), A(smoothing / static_cast<double>(slices.size))};
+    Targets<A> found = {classes,      tokens(), slices.size, ignore_index, values<A>(weight),
+                        A(smoothing), A(smoothing / static_cast<double>(slices.size))};
     found.check();
     return found;
   }
 };
+
+// x: (N, C, M); maximum, log_sum, losses: (N M)
+template <class T, class A = Accumulator<T>>
+void losses_of_tiles(const T* x, const Tiles& tiles, const Targets<A>& targets, A* maximum, A* log_sum, A* losses) {
+  over_tiles(tiles, [&](int64_t begin, int64_t end) {
+    const Scratch<A> scratch(TileReader<T>::scratch_values(tiles));
+    TileReader<T> reader(x, tiles, begin, end, scratch.get());
+    for (int64_t index = begin; index < end; ++index) {
+      const Block block = tiles.block(index);
+      const int64_t token = block.column;
+      tile_losses(reader.take(nullptr), tiles, block.count, targets, token, maximum + token, log_sum + token,
+                  losses + token, [&] { reader.step(); });
+    }
+  });
+}
+
+// x, grad: (N, C, M); maximum, log_sum: (N M); each: (N M), the gradients of the losses, or null where all are g
+template <class T, class A = Accumulator<T>>
+void gradients_of_tiles(const T* x, const Tiles& tiles, const Targets<A>& targets, const A* maximum, const A* log_sum,
+                        const A* each, A g, A spread, T* grad) {
+  const bool stream = stream_tiles(tiles, grad);
+  over_tiles(tiles, [&](int64_t begin, int64_t end) {
+    const int64_t values = tiles.within() ? 0 : TileReader<T>::scratch_values(tiles);
+    const Scratch<A> scratch(values + TileGradients<A>::scratch_values(tiles));
+    TileGradients<A> gradients(targets, tiles, scratch.get() + values);
+    if (!tiles.within()) {
+      TileReader<T> reader(x, tiles, begin, end, scratch.get());
+      for (int64_t index = begin; index < end; ++index) {
+        const Block block = tiles.block(index);
+        gradients.take(block, maximum, log_sum, each, g, spread);
+        write_tile(reader.take(nullptr), tiles, block, false, grad,
+                   [&](int64_t c, int64_t i, Vector<A> logits, auto which) { return gradients.at(c, i, logits, which); });
+      }
+      return;
+    }
+    for (int64_t index = begin; index < end; ++index) {
+      const Block block = tiles.block(index);
+      gradients.take(block, maximum, log_sum, each, g, spread);
+      for (int64_t c = 0; c < tiles.size; ++c) {
+        const int64_t row = block.start + c * tiles.inner;
+        over_row<A>(block.count, [&](int64_t i, auto which) {
+          __builtin_prefetch(x + row + i + tiles.inner);
+          if (!stream) __builtin_prefetch(grad + row + i + tiles.inner, 1);
+          put(grad + row + i, gradients.at(c, i, load(x + row + i, which), which), which, stream);
+        });
+      }
+    }
+  });
+}
 
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const Tensor& target,
                                            const std::optional<Tensor>& weight, const std::string& reduction,
                                            int64_t ignore_index, double label_smoothing) {
   const Arguments arguments(input, target, weight, reduction);
   const Slices& slices = arguments.slices;
-  const int64_t size = slices.size, inner = slices.inner;
+  const int64_t size = slices.size;
   const ScalarType dtype = input.scalar_type(), computed = accumulator_dtype(dtype);
   const Sizes shape = arguments.none ? Sizes(target.sizes().begin(), target.sizes().end()) : Sizes();
   const Tensor loss = new_tensor(shape, dtype);
@@ -70,19 +120,15 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const Tensor& ta
     using T = decltype(type);
     using A = Accumulator<T>;
     const Targets<A> targets = arguments.targets<A>(ignore_index, label_smoothing);
-    const Scratch<double> losses(targets.count);                     // (N M)
+    const Scratch<A> losses(targets.count);                            // (N M)
     const T* x = static_cast<const T*>(arguments.x.const_data_ptr());  // (N, C, M)
     A* m = static_cast<A*>(maximum.mutable_data_ptr());              // (N M)
     A* l = static_cast<A*>(log_sum.mutable_data_ptr());              // (N M)
-    if (inner == 1)
-      slices.over_rows<A>(0, [&](int64_t row, int64_t following, A*) {
-        losses.get()[row] = row_loss(x + row * size, x + following * size, targets, row, m + row, l + row);
-      });
+    if (slices.in_tiles())
+      losses_of_tiles(x, Tiles(slices), targets, m, l, losses.get());
     else
-      slices.over_tiles<A>((size + 1) * slices.width(), [&](int64_t n, int64_t first, int64_t columns, A* scratch) {
-        const int64_t token = n * inner + first;
-        tile_losses(x + n * size * inner + first, inner, columns, targets, token, m + token, l + token,
-                    losses.get() + token, scratch);
+      slices.over_rows<A>(0, [&](int64_t first, int64_t rows, int64_t last, A*) {
+        row_losses(x + first * size, first, rows, first + rows <= last, targets, m, l, losses.get());
       });
     reduce(losses.get(), targets, arguments.mean, arguments.none, static_cast<T*>(loss.mutable_data_ptr()));
   });
@@ -97,7 +143,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_loss, const Tenso
                                             const Tensor& log_sum, const std::vector<bool>& needs) {
   const Arguments arguments(input, target, weight, reduction);
   const Slices& slices = arguments.slices;
-  const int64_t size = slices.size, inner = slices.inner, tokens = arguments.tokens();
+  const int64_t size = slices.size, tokens = arguments.tokens();
   const ScalarType dtype = input.scalar_type(), computed = accumulator_dtype(dtype);
   STD_TORCH_CHECK(needs.size() == 3 && !needs[2], "cross_entropy: the kernel serves the gradient of the logits");
   STD_TORCH_CHECK(grad_loss.numel() == (arguments.none ? tokens : 1), "cross_entropy: one gradient a loss");
@@ -117,20 +163,16 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_loss, const Tenso
     const T* x = static_cast<const T*>(arguments.x.const_data_ptr());  // (N, C, M)
     T* to = static_cast<T*>(grad.mutable_data_ptr());                  // (N, C, M)
     const A divisor = arguments.mean ? static_cast<A>(targets.divisor()) : A(1), spread = targets.spread();
-    const auto gradient_of = [&](int64_t token) {
-      return targets.ignored(token) ? A(0) : grads[arguments.none ? token : 0] / divisor;
-    };
+    const A* each = arguments.none ? grads : nullptr;
+    const A one = each ? A(0) : grads[0] / divisor;
+    const auto gradient_of = [&](int64_t token) { return targets.ignored(token) ? A(0) : each ? each[token] : one; };
     const bool stream = slices.stream_rows(to);
-    if (inner == 1)
-      slices.over_rows<A>(0, [&](int64_t row, int64_t, A*) {
-        row_gradient(x + row * size, targets, row, m[row], l[row], gradient_of(row), spread, stream, to + row * size);
-      });
+    if (slices.in_tiles())
+      gradients_of_tiles(x, Tiles(slices), targets, m, l, each, one, spread, to);
     else
-      slices.over_tiles<A>(4 * slices.width(), [&](int64_t n, int64_t first, int64_t columns, A* scratch) {
-        const int64_t start = n * size * inner + first, token = n * inner + first;
-        for (int64_t i = 0; i < columns; ++i) scratch[i] = gradient_of(token + i);
-        tile_gradients(x + start, inner, columns, targets, token, m + token, l + token, scratch, spread, to + start,
-                       scratch + columns);
+      slices.over_rows<A>(0, [&](int64_t first, int64_t rows, int64_t, A*) {
+        for (int64_t row = first; row < first + rows; ++row)
+          row_gradient(x + row * size, targets, row, m[row], l[row], gradient_of(row), spread, stream, to + row * size);
       });
   });
   return {grad, Tensor(), Tensor()};

@@ -1,12 +1,24 @@
 """The cross-entropy loss of given logits, and its functional form."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
+from torch.nn._reduction import get_enum
 
-from nacre.core.choice import cpp_kernel, torch_instead, unserved
+from nacre.core import choice
+from nacre.core.choice import cpp_kernel, small, torch_instead, unserved
 from nacre.core.op import Op
 from nacre.core.tracing import Proxy, traced
 from nacre.layers.cross_entropy import formula, targets
+
+# the number of logits from which nacre's kernel is faster, where two calls of each were measured equal
+_TORCH_BELOW = 32768
+_torchs: Any = torch._C._nn.cross_entropy_loss  # what torch.nn.functional.cross_entropy is
+# torch rounds every logarithm of half precision
+_TORCHS_DTYPES = (torch.float32, torch.float64)
+_ERRORS = (IndexError, RuntimeError, ValueError)
 
 _op = Op(
     "cross_entropy(Tensor input, Tensor target, Tensor? weight, str reduction, SymInt ignore_index,"
@@ -60,7 +72,9 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
         RuntimeError: another shape, dtype or device does not fit, or ``label_smoothing`` exceeds 1.
 
     Cost:
-        no parameters, O(N C) time; the input, the target and 2 numbers a token are kept for the backward.
+        no parameters, O(N C) time; the input, the target and 2 numbers a token are kept for the backward. Under 32,768
+        logits of float32 or float64 torch's own operator is faster and runs: it keeps the logarithms of the
+        probabilities in place of the input and of those numbers.
 
     Paper:
         Bridle, "Training Stochastic Model Recognition Algorithms as Networks can lead to Maximum Mutual Information
@@ -75,6 +89,13 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        few = type(input) is Tensor and choice.unwatched and input.numel() < _TORCH_BELOW
+        if few and input.dtype in _TORCHS_DTYPES and not is_dynamo_compiling():
+            try:
+                reduction = get_enum(self.reduction)
+                return _torchs(input, target, self.weight, reduction, self.ignore_index, self.label_smoothing)
+            except _ERRORS:
+                pass  # what follows says more clearly what is wrong
         if type(input) is not Tensor and isinstance(input, Proxy):
             return traced(self, input, target)
         return cross_entropy(
@@ -120,6 +141,11 @@ def cross_entropy(
         tensor(1.3863)
     """
     reduction = targets.reduction_name(reduction, size_average, reduce)
+    if input.dtype in _TORCHS_DTYPES and small("cross_entropy", input, _TORCH_BELOW):
+        try:
+            return _torchs(input, target, weight, get_enum(reduction), ignore_index, label_smoothing)
+        except _ERRORS:
+            pass  # what follows says more clearly what is wrong
     if not targets.plain(input, target, weight, label_smoothing):
         if reason := _unserved(input, target, weight):
             return torch_instead(

@@ -64,8 +64,8 @@ struct Arguments {
 
   template <class A>
   Targets<A> targets() const {
-    const Targets<A> found = {static_cast<const int64_t*>(target.const_data_ptr()), rows, classes, ignore_index,
-                              values<A>(weight), A(smoothing), A(smoothing / static_cast<double>(classes))};
+    Targets<A> found = {static_cast<const int64_t*>(target.const_data_ptr()), rows, classes, ignore_index,
+                        values<A>(weight), A(smoothing), A(smoothing / static_cast<double>(classes))};
     found.check();
     return found;
   }
@@ -74,8 +74,7 @@ struct Arguments {
 // Where the results lie; the gradients are null where they are not asked for.
 template <class A>
 struct Results {
-  double* losses;       // (N)
-  A *maximum, *log_sum;  // (N)
+  A *losses, *maximum, *log_sum;                   // (N)
   A *grad_input, *grad_linear_weight, *grad_bias;  // (N, D), (C, D), (C)
 
   bool gradients() const { return grad_input || grad_linear_weight || grad_bias; }
@@ -126,8 +125,8 @@ void over_chunks(const Arguments& of, const Targets<A>& targets, const Results<A
     in_parallel(rows, std::max<int64_t>(values_per_thread / of.classes, 1), [&](int64_t from, int64_t end) {
       for (int64_t i = from; i < end; ++i) {
         const int64_t row = begin + i;
-        A *values = z + i * of.classes, *next = z + std::min(i + 1, end - 1) * of.classes;
-        to.losses[row] = row_loss(values, next, targets, row, to.maximum + row, to.log_sum + row);
+        A* values = z + i * of.classes;
+        row_losses(values, row, 1, i + 1 < end, targets, to.maximum, to.log_sum, to.losses);
         if (to.gradients())
           row_gradient(values, targets, row, to.maximum[row], to.log_sum[row],
                        targets.ignored(row) ? A(0) : gradient_of(row), spread, false, values);
@@ -164,7 +163,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(
   with_product_type(of.dtype, [&](auto type) {
     using A = decltype(type);
     const Targets<A> targets = of.targets<A>();
-    const Scratch<double> losses(of.rows);
+    const Scratch<A> losses(of.rows);
     const A g = of.mean ? static_cast<A>(1 / targets.divisor()) : A(1);
     over_chunks<A>(of, targets,
                    {losses.get(), values_or_null<A>(&maximum), values_or_null<A>(&log_sum),
@@ -223,7 +222,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     const Targets<A> targets = of.targets<A>();
     const A* grads = static_cast<const A*>(given.const_data_ptr());  // (N) or one number
     const A divisor = of.mean ? static_cast<A>(targets.divisor()) : A(1);
-    const Scratch<double> losses(of.rows);
+    const Scratch<A> losses(of.rows);
     const Scratch<A> maximum(of.rows), log_sum(of.rows);
     over_chunks<A>(of, targets,
                    {losses.get(), maximum.get(), log_sum.get(), values_or_null<A>(needs[0] ? &found[0] : nullptr),

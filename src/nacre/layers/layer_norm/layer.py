@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
-from nacre.core import check
+from nacre.core import check, choice
 from nacre.core.choice import cpp_kernel, small, torch_instead, unserved
 from nacre.core.op import Op
 from nacre.core.tracing import Proxy, traced
@@ -67,6 +68,11 @@ class LayerNorm(torch.nn.LayerNorm):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        if type(input) is Tensor and choice.unwatched and input.numel() < _TORCH_BELOW and not is_dynamo_compiling():
+            try:
+                return torch.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
+            except RuntimeError:
+                pass  # what follows says more clearly what is wrong
         if type(input) is not Tensor and isinstance(input, Proxy):
             return traced(self, input)
         return layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)

@@ -5,6 +5,7 @@
 #include "nacre/core/cpu_memory.h"
 #include "nacre/core/cpu_primitives.h"
 #include "nacre/core/cpu_softmax.h"
+#include "nacre/core/cpu_tiles.h"
 
 #include <algorithm>
 #include <array>
@@ -35,36 +36,66 @@ struct LogSoftmax {
   static V gradient(V g, V l, V sum) { return g - exp<A>(l) * sum; }
 };
 
-// While the exponentials are computed, the next row comes from memory. x, next, y: (D); scratch: (D)
+// While the exponentials are computed, the next row comes from memory. x, y: (N, D), from `first` on `rows` of them;
+// scratch: (rows, D)
 template <template <class> class Kind, class T, class A = Accumulator<T>>
-void forward_row(const T* x, const T* next, int64_t size, bool stream, T* y, A* scratch) {
-  const A maximum = maximum_of_row(x, size);
-  const auto [sum] = sums_over_row<A, 1>(size, [&](int64_t i, auto which) {
-    __builtin_prefetch(next + i);
-    const Vector<A> z = load(x + i, which) - maximum, e = exp<A>(z);
-    store(scratch + i, Kind<A>::kept(z, e), which);
-    return std::array<Vector<A>, 1>{e};
-  });
-  const Vector<A> statistic = Kind<A>::statistic(every<A>(sum));
-  write_row(y, size, stream, [&](int64_t i, auto which) -> Vector<A> {
-    return Kind<A>::result(load(scratch + i, which), statistic);
-  });
+void forward_rows(const T* x, int64_t first, int64_t rows, int64_t last, int64_t size, bool stream, T* y, A* scratch) {
+  Vector<A> sums = every<A>(1);
+  for (int64_t row = 0; row < rows; ++row) {
+    const T* from = x + (first + row) * size;
+    const T* next = x + std::min(first + row + 1, last) * size;
+    A* kept = scratch + row * size;
+    const A maximum = maximum_of_row(from, size);
+    sums[row] = sums_over_row<A, 1>(size, [&](int64_t i, auto which) {
+      __builtin_prefetch(next + i);
+      const Vector<A> z = load(from + i, which) - maximum, e = exp<A>(z);
+      store(kept + i, Kind<A>::kept(z, e), which);
+      return std::array<Vector<A>, 1>{e};
+    })[0];
+  }
+  const Vector<A> statistics = Kind<A>::statistic(sums);
+  for (int64_t row = 0; row < rows; ++row) {
+    const Vector<A> statistic = every<A>(statistics[row]);
+    write_row(y + (first + row) * size, size, stream, [&](int64_t i, auto which) -> Vector<A> {
+      return Kind<A>::result(load(scratch + row * size + i, which), statistic);
+    });
+  }
 }
 
-// x, y: (D, W), rows `stride` apart; scratch: (D + 2, W)
+// Leaves what is kept in the tile, and the columns' statistics in `statistic`, (W). meanwhile() is called once a vector.
+template <template <class> class Kind, class A, class Meanwhile>
+void forward_tile(A* tile, const Tiles& tiles, int64_t columns, A* statistic, Meanwhile meanwhile) {
+  for (int64_t i = 0; i < columns; i += lanes<A>) {
+    A* const column = tile + i;
+    Vector<A> maximum = Vector<A>{} - infinity<A>, sum = {};
+    for (int64_t d = 0; d < tiles.size; ++d) maximum = larger(load(column + d * tiles.pitch, Whole{}), maximum);
+    for (int64_t d = 0; d < tiles.size; ++d) {
+      A* at = column + d * tiles.pitch;
+      const Vector<A> z = load(at, Whole{}) - maximum, e = exp<A>(z);
+      store(at, Kind<A>::kept(z, e), Whole{});
+      sum += e;
+      meanwhile();
+    }
+    store(statistic + i, Kind<A>::statistic(sum), Whole{});
+  }
+}
+
+// from, to: (N, D, M)
 template <template <class> class Kind, class T, class A = Accumulator<T>>
-void forward_tile(const T* x, int64_t size, int64_t stride, int64_t columns, T* y, A* scratch) {
-  A *tile = scratch, *maximum = tile + size * columns, *sum = maximum + columns;
-  read_tile(x, size, stride, columns, tile, maximum);
-  std::fill(sum, sum + columns, A(0));
-  over_tile<A>(size, columns, columns, [&](int64_t, int64_t i, int64_t at, auto which) {
-    const Vector<A> z = load(tile + at, which) - load(maximum + i, which), e = exp<A>(z);
-    store(tile + at, Kind<A>::kept(z, e), which);
-    store(sum + i, load(sum + i, which) + e, which);
-  });
-  over_row<A>(columns, [&](int64_t i, auto which) { store(sum + i, Kind<A>::statistic(load(sum + i, which)), which); });
-  over_tile<A>(size, stride, columns, [&](int64_t d, int64_t i, int64_t at, auto which) {
-    store(y + at, Kind<A>::result(load(tile + d * columns + i, which), load(sum + i, which)), which);
+void forward_tiles(const T* from, const Tiles& tiles, T* to) {
+  const bool stream = stream_tiles(tiles, to);
+  over_tiles(tiles, [&](int64_t begin, int64_t end) {
+    const Scratch<A> scratch(TileReader<T>::scratch_values(tiles) + tiles.pitch);
+    A* const statistic = scratch.get() + TileReader<T>::scratch_values(tiles);  // (W)
+    TileReader<T> reader(from, tiles, begin, end, scratch.get());
+    for (int64_t index = begin; index < end; ++index) {
+      const Block block = tiles.block(index);
+      A* const tile = reader.take(stream ? nullptr : to + block.start);
+      forward_tile<Kind>(tile, tiles, block.count, statistic, [&] { reader.step(); });
+      write_tile(tile, tiles, block, stream, to, [&](int64_t, int64_t i, Vector<A> kept, auto which) -> Vector<A> {
+        return Kind<A>::result(kept, load(statistic + i, which));
+      });
+    }
   });
 }
 
@@ -82,23 +113,57 @@ void backward_row(const T* g, const T* s, int64_t ahead, int64_t size, bool stre
   });
 }
 
-// g, s, grad: (D, W), rows `stride` apart; scratch: (2 D + 1, W)
+// g, s, grad: (D, M), rows `tiles.inner` apart, read where they lie; sums: (W). Rows to come, and those that will be
+// written, are fetched by hand: so many runs of memory side by side are more than the processor follows.
 template <template <class> class Kind, class T, class A = Accumulator<T>>
-void backward_tile(const T* g, const T* s, int64_t size, int64_t stride, int64_t columns, T* grad, A* scratch) {
-  A *g_tile = scratch, *s_tile = g_tile + size * columns, *sum = s_tile + size * columns;
-  std::fill(sum, sum + columns, A(0));
-  over_tile<A>(size, stride, columns, [&](int64_t d, int64_t i, int64_t at, auto which) {
-    __builtin_prefetch(g + at + stride);
-    __builtin_prefetch(s + at + stride);
-    const Vector<A> g_values = load(g + at, which), s_values = load(s + at, which);
-    store(g_tile + d * columns + i, g_values, which);
-    store(s_tile + d * columns + i, s_values, which);
-    store(sum + i, load(sum + i, which) + Kind<A>::term(g_values, s_values), which);
-  });
-  over_tile<A>(size, stride, columns, [&](int64_t d, int64_t i, int64_t at, auto which) {
-    const int64_t in_tile = d * columns + i;
-    store(grad + at, Kind<A>::gradient(load(g_tile + in_tile, which), load(s_tile + in_tile, which), load(sum + i, which)),
-          which);
+void backward_in_place(const T* g, const T* s, const Tiles& tiles, int64_t columns, bool stream, T* grad, A* sums) {
+  const int64_t stride = tiles.inner;
+  std::fill(sums, sums + columns, A(0));
+  for (int64_t d = 0; d < tiles.size; ++d, g += stride, s += stride, grad += stride)
+    over_row<A>(columns, [&](int64_t i, auto which) {
+      __builtin_prefetch(g + i + stride);
+      __builtin_prefetch(s + i + stride);
+      if (!stream) __builtin_prefetch(grad + i, 1);
+      store(sums + i, load(sums + i, which) + Kind<A>::term(load(g + i, which), load(s + i, which)), which);
+    });
+  for (int64_t d = 0; d < tiles.size; ++d) {
+    g -= stride, s -= stride, grad -= stride;  // the last row is nearest
+    over_row<A>(columns, [&](int64_t i, auto which) {
+      put(grad + i, Kind<A>::gradient(load(g + i, which), load(s + i, which), load(sums + i, which)), which, stream);
+    });
+  }
+}
+
+// g, s, grad: (N, D, M), s being the output
+template <template <class> class Kind, class T, class A = Accumulator<T>>
+void backward_tiles(const T* g, const T* s, const Tiles& tiles, T* grad) {
+  const bool stream = stream_tiles(tiles, grad);
+  over_tiles(tiles, [&](int64_t begin, int64_t end) {
+    const int64_t values = tiles.within() ? 0 : TileReader<T>::scratch_values(tiles);
+    const Scratch<A> scratch(2 * values + tiles.pitch);
+    A* const sums = scratch.get() + 2 * values;  // (W)
+    if (tiles.within()) {
+      for (int64_t index = begin; index < end; ++index) {
+        const auto [start, column, count] = tiles.block(index);
+        backward_in_place<Kind>(g + start, s + start, tiles, count, stream, grad + start, sums);
+      }
+      return;
+    }
+    TileReader<T> g_reader(g, tiles, begin, end, scratch.get()), s_reader(s, tiles, begin, end, scratch.get() + values);
+    for (int64_t index = begin; index < end; ++index) {
+      const Block block = tiles.block(index);
+      A* const g_tile = g_reader.take(nullptr);
+      const A* const s_tile = s_reader.take(nullptr);
+      for (int64_t i = 0; i < block.count; i += lanes<A>) {
+        Vector<A> sum = {};
+        for (int64_t at = i; at < tiles.values(); at += tiles.pitch)
+          sum += Kind<A>::term(load(g_tile + at, Whole{}), load(s_tile + at, Whole{}));
+        store(sums + i, sum, Whole{});
+      }
+      write_tile(g_tile, tiles, block, false, grad, [&](int64_t d, int64_t i, Vector<A> values, auto which) -> Vector<A> {
+        return Kind<A>::gradient(values, load(s_tile + d * tiles.pitch + i, which), load(sums + i, which));
+      });
+    }
   });
 }
 
@@ -116,7 +181,7 @@ Slices slices_of(const Tensor& tensor, int64_t dim) {
 template <template <class> class Kind>
 Tensor forward(const Tensor& input, int64_t dim) {
   const Slices slices = slices_of(input, dim);
-  const int64_t size = slices.size, inner = slices.inner, slice = size * inner;
+  const int64_t size = slices.size;
   const Tensor x = contiguous_as(input, input.scalar_type());
   const Tensor y = new_tensor(sizes_of(input), input.scalar_type());
   if (slices.values() == 0) return y;
@@ -127,14 +192,11 @@ Tensor forward(const Tensor& input, int64_t dim) {
     const T* from = static_cast<const T*>(x.const_data_ptr());  // (N, D, M)
     T* to = static_cast<T*>(y.mutable_data_ptr());              // (N, D, M)
     const bool stream = slices.stream_rows(to);
-    if (inner == 1)
-      slices.over_rows<A>(size, [&](int64_t row, int64_t following, A* scratch) {
-        forward_row<Kind>(from + row * size, from + following * size, size, stream, to + row * size, scratch);
-      });
+    if (slices.in_tiles())
+      forward_tiles<Kind>(from, Tiles(slices), to);
     else
-      slices.over_tiles<A>((size + 2) * slices.width(), [&](int64_t n, int64_t first, int64_t columns, A* scratch) {
-        const int64_t start = n * slice + first;
-        forward_tile<Kind>(from + start, size, inner, columns, to + start, scratch);
+      slices.over_rows<A>(size, [&](int64_t first, int64_t rows, int64_t last, A* scratch) {
+        forward_rows<Kind>(from, first, rows, last, size, stream, to, scratch);
       });
   });
   return y;
@@ -144,7 +206,7 @@ Tensor forward(const Tensor& input, int64_t dim) {
 template <template <class> class Kind>
 Tensor backward(const Tensor& grad_output, const Tensor& output, int64_t dim, const std::vector<bool>& needs) {
   const Slices slices = slices_of(output, dim);
-  const int64_t size = slices.size, inner = slices.inner, slice = size * inner;
+  const int64_t size = slices.size;
   STD_TORCH_CHECK(needs.size() == 1, "softmax: one gradient is asked for");
   STD_TORCH_CHECK(grad_output.numel() == output.numel(), "softmax: the gradient has the shape of the output");
   const Tensor g = contiguous_as(grad_output, output.scalar_type()), s = contiguous_as(output, output.scalar_type());
@@ -158,15 +220,14 @@ Tensor backward(const Tensor& grad_output, const Tensor& output, int64_t dim, co
     const T* s_from = static_cast<const T*>(s.const_data_ptr());  // (N, D, M)
     T* to = static_cast<T*>(grad.mutable_data_ptr());             // (N, D, M)
     const bool stream = slices.stream_rows(to);
-    if (inner == 1)
-      slices.over_rows<A>(0, [&](int64_t row, int64_t following, A*) {
-        const int64_t start = row * size, ahead = (following - row) * size;
-        backward_row<Kind>(g_from + start, s_from + start, ahead, size, stream, to + start);
-      });
+    if (slices.in_tiles())
+      backward_tiles<Kind>(g_from, s_from, Tiles(slices), to);
     else
-      slices.over_tiles<A>((2 * size + 1) * slices.width(), [&](int64_t n, int64_t first, int64_t columns, A* scratch) {
-        const int64_t start = n * slice + first;
-        backward_tile<Kind>(g_from + start, s_from + start, size, inner, columns, to + start, scratch);
+      slices.over_rows<A>(0, [&](int64_t first, int64_t rows, int64_t last, A*) {
+        for (int64_t row = first; row < first + rows; ++row) {
+          const int64_t start = row * size, ahead = row < last ? size : 0;
+          backward_row<Kind>(g_from + start, s_from + start, ahead, size, stream, to + start);
+        }
       });
   });
   return grad;

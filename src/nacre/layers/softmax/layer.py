@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
-from nacre.core import check
+from nacre.core import check, choice
 from nacre.core.choice import cpp_kernel, small, torch_instead, unserved
 from nacre.core.op import Op
 from nacre.core.tracing import Proxy, traced
@@ -73,6 +74,9 @@ class Softmax(torch.nn.Softmax):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        small = type(input) is Tensor and choice.unwatched and input.numel() < _TORCH_BELOW
+        if small and type(self.dim) is int and not is_dynamo_compiling():
+            return input.softmax(self.dim)
         if type(input) is not Tensor and isinstance(input, Proxy):
             return traced(self, input)
         return softmax(input, self.dim, _stacklevel=5)
@@ -114,6 +118,9 @@ class LogSoftmax(torch.nn.LogSoftmax):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        small = type(input) is Tensor and choice.unwatched and input.numel() < _TORCH_BELOW
+        if small and type(self.dim) is int and not is_dynamo_compiling():
+            return input.log_softmax(self.dim)
         if type(input) is not Tensor and isinstance(input, Proxy):
             return traced(self, input)
         return log_softmax(input, self.dim, _stacklevel=5)
