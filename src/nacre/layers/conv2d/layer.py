@@ -217,7 +217,12 @@ def _pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
     if len(pair) != 2:
         raise check.error(RuntimeError, f"the {name} of conv2d is one number or a pair", f"{name} = {value}")
     if min(pair) < least:
-        raise check.error(RuntimeError, f"the {name} of conv2d is at least {least}", f"{name} = {value}")
+        what = "negative" if least == 0 else "non-positive"
+        raise check.error(
+            RuntimeError,
+            f"{what} {name} is not supported: the {name} of conv2d is at least {least}",
+            f"{name} = {value}",
+        )
     return pair
 
 
@@ -231,14 +236,18 @@ def _margins(
         if max(stride) > 1:
             raise check.error(
                 RuntimeError,
-                "padding 'same' keeps the size of the input, which takes a stride of 1",
+                "padding='same' is not supported for strided convolutions, since it keeps the size of the input",
                 f"stride = {tuple(stride)}",
                 "Give the padding as a number.",
             )
         down, across = (d * (taps - 1) for d, taps in zip(dilation, kernel_size, strict=True))
         return (across // 2, across - across // 2, down // 2, down - down // 2)
     if isinstance(padding, str):
-        raise check.error(RuntimeError, "the padding of conv2d is 'same', 'valid' or numbers", f"{padding!r}")
+        raise check.error(
+            RuntimeError,
+            f"Invalid padding string: {padding!r}; the padding of conv2d is 'same', 'valid' or numbers",
+            f"{padding!r}",
+        )
     down, across = _pair("padding", padding, least=0)
     return (across, across, down, down)
 
@@ -258,10 +267,14 @@ def _validate_shapes(input: Tensor, weight: Tensor, bias: Tensor | None, groups:
             f"groups = {groups} for {out_channels} output channels",
         )
     if input.dim() not in (3, 4) or input.shape[-3] != channels * groups:
+        layer = f"Conv2d({channels * groups}, {out_channels}, ({rows}, {columns}), groups={groups})"
+        rule = "Expected 3D (unbatched) or 4D (batched) input to conv2d"
+        if input.dim() in (3, 4):
+            rule = f"Given groups={groups}, weight of size {list(weight.shape)}, expected input{list(input.shape)} to"
+            rule += f" have {channels * groups} channels, but got {input.shape[-3]} channels instead"
         raise check.error(
             RuntimeError,
-            f"Conv2d({channels * groups}, {out_channels}, ({rows}, {columns}), groups={groups}) takes inputs of shape"
-            f" (N, {channels * groups}, H, W) or ({channels * groups}, H, W)",
+            f"{rule}: {layer} takes inputs of shape (N, {channels * groups}, H, W) or ({channels * groups}, H, W)",
             f"an input of shape {check.shape(input)}",
             _likely_fix(input, channels * groups),
         )
@@ -272,7 +285,7 @@ def _validate_shapes(input: Tensor, weight: Tensor, bias: Tensor | None, groups:
     if bias is not None and tuple(bias.shape) != (out_channels,):
         raise check.error(
             RuntimeError,
-            f"the bias of conv2d has one value for each of the {out_channels} output channels",
+            f"expected bias to be 1-dimensional with {out_channels} elements, one for each output channel of conv2d",
             f"a bias of shape {check.shape(bias)}",
         )
 
@@ -292,7 +305,8 @@ def _validate_reach(padded: Sequence[int], kernel_size: Sequence[int], dilation:
     if height > padded[0] or width > padded[1]:
         raise check.error(
             RuntimeError,
-            f"the kernel, which reaches over {height} x {width} values, fits into the padded input",
-            f"a padded input of {padded[0]} x {padded[1]}",
+            f"Calculated padded input size per channel: ({padded[0]} x {padded[1]}). Kernel size: ({height} x {width})."
+            " Kernel size can't be greater than actual input size",
+            f"a kernel that reaches over {height} x {width} values, and a padded input of {padded[0]} x {padded[1]}",
             "Did you mean to pad more, or to pool less before?",
         )
