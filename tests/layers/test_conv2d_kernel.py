@@ -286,10 +286,11 @@ BY_TORCH = {
     "small depthwise images": (nacre.Conv2d(6, 6, 3, groups=6), (99, 6, 8, 8), "several values"),
     "channels last": (nacre.Conv2d(6, 6, 3, groups=6).to(memory_format=LAST), (99, 6, 9, 9), "several values"),
     "small call": (nacre.Conv2d(6, 6, 3, groups=6), (1, 6, 9, 9), "under 8,192 values"),
+    "small product": (nacre.Conv2d(64, 6, 1), (1, 64, 14, 14), "under 16,384 values"),
     "half precision": (nacre.Conv2d(6, 6, 3, groups=6, dtype=torch.bfloat16), (99, 6, 9, 9), "half precision"),
     "three by three": (nacre.Conv2d(9, 6, 3), (99, 9, 9, 9), "several values over several channels"),
     "few tiles": (nacre.Conv2d(32, 32, 3), (2, 32, 31, 31), "several values over several channels"),
-    "channels last, wide": (nacre.Conv2d(32, 32, 3).to(memory_format=LAST), (2, 32, 32, 34), "several values"),
+    "channels last, wide": (nacre.Conv2d(32, 32, 3).to(memory_format=LAST), (3, 32, 32, 34), "several values"),
 }
 
 
@@ -328,13 +329,13 @@ def test_errors_of_calls_which_are_torchs_are_as_clear():
     ("layer", "shape", "forward", "backward"),
     [
         (nacre.Conv2d(6, 6, 3, groups=6), (99, 6, 9, 9), "C++ kernel", "C++ kernel"),
-        (nacre.Conv2d(6, 9, 1), (9, 6, 14, 14), "C++ kernel", "C++ kernel"),
+        (nacre.Conv2d(6, 9, 1), (19, 6, 14, 14), "C++ kernel", "C++ kernel"),
         (nacre.Conv2d(12, 9, 1), (99, 12, 13, 13), "torch kernel", "torch kernel"),
         (nacre.Conv2d(3, 9, 3), (99, 3, 9, 9), "torch kernel", MIXED),
         (nacre.Conv2d(3, 9, 3), (9, 3, 9, 34), "C++ kernel", "C++ kernel"),
         (nacre.Conv2d(3, 9, 5), (9, 3, 9, 34), "C++ kernel", MIXED),
         (nacre.Conv2d(3, 9, 3).to(memory_format=LAST), (9, 3, 9, 34), "torch kernel", MIXED),
-        (nacre.Conv2d(32, 32, 3), (2, 32, 32, 34), "C++ kernel", "C++ kernel"),
+        (nacre.Conv2d(32, 32, 3), (3, 32, 32, 34), "C++ kernel", "C++ kernel"),
         (nacre.Conv2d(6, 6, 5, groups=6), (99, 6, 8, 8), "torch kernel", "C++ kernel"),
         (nacre.Conv2d(6, 6, 5, groups=6).to(memory_format=LAST), (99, 6, 9, 9), "torch kernel", "C++ kernel"),
     ],

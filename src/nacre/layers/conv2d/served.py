@@ -22,9 +22,12 @@ _FEW = 8  # input channels
 _COLUMNS = 16  # a vector
 _WIDE = 32  # channels
 _WIDEST = 1 << 17  # kernels, of one output and one input channel
-_TILES = 512
+_TILES = 768
 _MULTIPLIER = 64  # kernels a channel, whose gradients are held at once
 _SMALL = 8192
+_SMALL_PRODUCT = 16384  # of kernels of one value, or of more than _TAPS, over several channels
+_UNDER_SMALL = f"under {_SMALL:,} values torch's own operator is faster"
+_UNDER_SMALL_PRODUCT = f"under {_SMALL_PRODUCT:,} values torch's own operator is faster"
 
 
 def _torchs(function: Callable[..., Any]) -> Kernel:
@@ -132,6 +135,9 @@ def best_left_to_torch(input: Tensor, weight: Tensor, stride: Any, dilation: Any
     tensors = isinstance(input, Tensor) and isinstance(weight, Tensor)
     if not tensors or not input.is_cpu or input.dim() < 3 or weight.dim() != 4:
         return ""
+    values = input.numel()
+    if values < _SMALL:
+        return _UNDER_SMALL
     if input.dtype not in _EXACT:
         return "half precision is torch's own"
     channels, rows, columns = weight.shape[1:]
@@ -139,13 +145,13 @@ def best_left_to_torch(input: Tensor, weight: Tensor, stride: Any, dilation: Any
         plane = input.shape[-2] * input.shape[-1] > _PLANE and _in_planes(input, weight)
         own = plane or rows * columns > _TAPS
     else:
+        if values < _SMALL_PRODUCT and not 1 < rows * columns <= _TAPS:
+            return _UNDER_SMALL_PRODUCT
         few = channels <= _FEW and (input.requires_grad or _wide_planes(input, weight))
         wide = rows == columns == 3 and _wide_kernels(input, weight) and input.dim() == 4 and _many_tiles(input)
         wide = wide and _all_one(stride, dilation) and _in_planes(input, weight)
         own = groups == 1 and (rows == columns == 1 or few or wide)
-    if not own:
-        return "torch's own kernels are the fastest for kernels of several values over several channels"
-    return f"under {_SMALL:,} values torch's own operator is faster" if input.numel() < _SMALL else ""
+    return "" if own else "torch's own kernels are the fastest for kernels of several values over several channels"
 
 
 KERNELS = (
