@@ -3,6 +3,7 @@
 #include "nacre/layers/conv2d/kernel_cpu_few_channels_gradient.h"
 #include "nacre/layers/conv2d/kernel_cpu_pointwise.h"
 #include "nacre/layers/conv2d/kernel_cpu_scatter.h"
+#include "nacre/layers/conv2d/kernel_cpu_winograd_gradient.h"
 
 #include <tuple>
 
@@ -15,6 +16,17 @@ void with_exact_type(ScalarType dtype, Body body) {
   STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
                   "conv2d: this kernel serves float32 and float64");
   dtype == ScalarType::Float ? body(float()) : body(double());
+}
+
+constexpr int64_t few_channels = 8;
+
+bool has_few_channels(const Shape& shape) { return shape.channels <= few_channels; }
+
+void check_served(const Shape& shape, int64_t groups) {
+  STD_TORCH_CHECK(is_depthwise(shape, groups) || is_pointwise(shape, groups) ||
+                      (groups == 1 && (has_few_channels(shape) || is_three_by_three(shape))),
+                  "conv2d: this kernel serves one channel a group, kernels of one value, few channels, or kernels of "
+                  "3 x 3 and stride 1");
 }
 
 template <class A>
@@ -37,8 +49,7 @@ Tensor result_like(const Sizes& sizes, const Shape& shape, const Shape& other, S
 Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Numbers& stride,
                const Numbers& padding, const Numbers& dilation, int64_t groups) {
   const Shape shape = shape_of(input, weight, stride, padding, dilation, groups);
-  STD_TORCH_CHECK(groups == 1 || is_depthwise(shape, groups),
-                  "conv2d: this kernel serves one group, or one channel each");
+  check_served(shape, groups);
   const ScalarType dtype = input.scalar_type();
   STD_TORCH_CHECK(!bias || (bias->numel() == shape.kernels && bias->scalar_type() == dtype),
                   "conv2d: the bias has one value a kernel, in the input's dtype");
@@ -52,9 +63,10 @@ Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Te
   const Tensor y = result_like(shape.output(), lies, shape, dtype);
   with_exact_type(dtype, [&](auto type) {
     using A = decltype(type);
-    const auto run = pointwise                       ? forward_pointwise<A>
+    const auto run = pointwise                     ? forward_pointwise<A>
                      : is_depthwise(shape, groups) ? forward_planes<A>
-                                                   : forward_few_channels<A>;
+                     : has_few_channels(shape)     ? forward_few_channels<A>
+                                                   : forward_winograd<A>;
     run(shape, read_only<A>(x), read_only<A>(w), values<A>(b), writable<A>(y));
   });
   return laid_out(y, shape.strides(shape.output()));
@@ -90,6 +102,7 @@ ThreeGradients backward(const Tensor& grad, const Tensor& input, const Tensor& w
                         const std::vector<bool>& needs) {
   const Shape shape = shape_of(input, weight, stride, padding, dilation, groups);
   const ScalarType dtype = input.scalar_type();
+  check_served(shape, groups);
   STD_TORCH_CHECK(needs.size() == 3, "conv2d: three gradients are asked for or not");
   STD_TORCH_CHECK(grad.is_cpu() && grad.scalar_type() == dtype && sizes_of(grad) == shape.output(),
                   "conv2d: the gradient has the shape and dtype of the output");
@@ -103,13 +116,13 @@ ThreeGradients backward(const Tensor& grad, const Tensor& input, const Tensor& w
     const Tensor g = laid_out(grad, shape.strides(shape.output())), x = laid_out(input, shape.strides(shape.input()));
     return every_gradient(shape, g, x, weight, needs, shape, [&](const auto& at) { backward_pointwise(shape, at); });
   }
-  STD_TORCH_CHECK(groups == 1, "conv2d: this kernel serves one group, or one channel each");
   const bool parameters = needs[1] || needs[2];
-  Shape lies = shape;  // the gradients of the parameters read planes
-  lies.channels_last = shape.channels_last && !parameters;
+  Shape lies = shape;  // the others read planes
+  lies.channels_last = shape.channels_last && !parameters && has_few_channels(shape);
   const Tensor g = laid_out(grad, lies.strides(shape.output()));
   const Tensor x = parameters ? contiguous_as(input, dtype) : input;
   return every_gradient(shape, g, x, weight, needs, lies, [&](const auto& at) {
+    if (!has_few_channels(shape)) return backward_winograd(lies, at);
     if (needs[0]) input_gradient_of_few_channels(lies, at.g, at.w, at.grad_x);
     if (parameters) parameter_gradients_of_few_channels(lies, at);
   });

@@ -68,27 +68,6 @@ class WeightGradient {
     }
   }
 
-  // The gradient of a weight where a sum over margins, too, is not a number: infinity there times zero is none.
-  // g: (N, E, P, Q), x: (N, C, H, W)
-  A sum_within(const A* g, const A* x, int64_t weight) const {
-    const Axis &rows = shape_.rows, &columns = shape_.columns;
-    const int64_t e = weight / taps_, c = weight % taps_ / shape_.taps();
-    const int64_t i = weight % shape_.taps() / columns.taps, j = weight % columns.taps;
-    A sum = 0;
-    for (int64_t n = 0; n < shape_.samples; ++n)
-      for (int64_t p = 0; p < rows.outputs; ++p) {
-        const int64_t row = p * rows.stride + i * rows.dilation - rows.before;
-        if (row < 0 || row >= rows.size) continue;
-        const A* grad = g + ((n * shape_.kernels + e) * rows.outputs + p) * columns.outputs;
-        const A* from = x + ((n * shape_.channels + c) * rows.size + row) * columns.size;
-        for (int64_t q = 0; q < columns.outputs; ++q) {
-          const int64_t column = q * columns.stride + j * columns.dilation - columns.before;
-          if (column >= 0 && column < columns.size) sum += grad[q] * from[column];
-        }
-      }
-    return sum;
-  }
-
   int64_t weights() const { return shape_.kernels * taps_; }
 
  private:
@@ -150,7 +129,7 @@ void parameter_gradients_of_few_channels(const Shape& shape, const Gradients<A>&
   A* result = totals.get() + count * sums;
   add_blocks(totals.get(), result, count, sums);
   for (int64_t i = 0; at.grad_w && i < gradient.weights(); ++i)
-    at.grad_w[i] = result[i] == result[i] ? result[i] : gradient.sum_within(at.g, at.x, i);
+    at.grad_w[i] = result[i] == result[i] ? result[i] : direct_weight_gradient(shape, at.g, at.x, i);
   if (at.grad_b) std::copy_n(result + gradient.weights(), shape.kernels, at.grad_b);
 }
 

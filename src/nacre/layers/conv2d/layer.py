@@ -86,9 +86,11 @@ class Conv2d(torch.nn.Conv2d):
 
     Numerics:
         float16 and bfloat16 are multiplied and summed in float32 and rounded once. Under autocast it runs in the lower
-        precision. On the CPU, nacre's kernels (one input channel a group, kernels of one value, few input channels but
-        for the gradients of weights of many taps) give the same bits for any number of threads; torch's, which serve
-        the rest, sum the gradient of the weight in an order that depends on that number.
+        precision. On the CPU, kernels of 3 x 3 with stride 1 and many channels are multiplied by Winograd's algorithm,
+        whose rounding errors are like those of torch's direct sums, and smaller for the weight's gradient. nacre's
+        kernels (that one, one input channel a group, kernels of one value, few input channels but for the gradients of
+        weights of many taps) give the same bits for any number of threads; torch's, which serve the rest, sum the
+        gradient of the weight in an order that depends on that number.
 
     Raises:
         ValueError: the constructor's arguments do not fit together.
@@ -174,7 +176,7 @@ def conv2d(
     usual = isinstance(weight, Tensor) and not isinstance(padding, str)
     if (
         usual
-        and (reason := served.best_left_to_torch(input, weight, groups))
+        and (reason := served.best_left_to_torch(input, weight, stride, dilation, groups))
         and whole_by_torch("conv2d", input, reason)
     ):
         try:

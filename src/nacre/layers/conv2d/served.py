@@ -20,8 +20,14 @@ _TAPS = 9
 _PIXELS = 196  # an image of 14 x 14
 _FEW = 8  # input channels
 _COLUMNS = 16  # a vector
+_WIDE = 32  # channels
+_WIDEST = 1 << 17  # kernels, of one output and one input channel
+_TILES = 768
 _MULTIPLIER = 64  # kernels a channel, whose gradients are held at once
 _SMALL = 8192
+_SMALL_PRODUCT = 16384  # of kernels of one value, or of more than _TAPS, over several channels
+_UNDER_SMALL = f"under {_SMALL:,} values torch's own operator is faster"
+_UNDER_SMALL_PRODUCT = f"under {_SMALL_PRODUCT:,} values torch's own operator is faster"
 
 
 def _torchs(function: Callable[..., Any]) -> Kernel:
@@ -58,6 +64,10 @@ def _in_planes_or_large_kernel(input: Tensor, weight: Tensor, *_: Any) -> bool:
     return weight.shape[2] * weight.shape[3] > _TAPS or _in_planes(input, weight)
 
 
+def _many_channels(input: Tensor, weight: Tensor, *_: Any) -> bool:
+    return weight.shape[1] > _FEW
+
+
 def _few_taps(input: Tensor, weight: Tensor, *_: Any) -> bool:
     return weight.shape[2] * weight.shape[3] <= _TAPS
 
@@ -86,6 +96,29 @@ _FEW_IN_PLANES = {
     "a stride of at most 2": lambda *arguments: max(arguments[3]) <= 2,
 }
 
+
+def _three_by_three(input: Tensor, weight: Tensor, bias: Tensor | None, *numbers: Any) -> bool:
+    stride, _, dilation, groups = numbers
+    return tuple(weight.shape[2:]) == (3, 3) and max(stride) == max(dilation) == groups == 1
+
+
+def _wide_kernels(input: Tensor, weight: Tensor, *_: Any) -> bool:
+    few, many = sorted(weight.shape[:2])
+    return (few >= _WIDE and few * many <= _WIDEST) or at_any_size()
+
+
+def _many_tiles(input: Tensor, *_: Any) -> bool:
+    return input.shape[0] * input.shape[2] * input.shape[3] >= 4 * _TILES or at_any_size()
+
+
+_WINOGRAD = {
+    "images": _has_images,
+    "one group, kernels of 3 x 3, stride and dilation 1": _three_by_three,
+    "images whose channels lie one after another": _in_planes,
+    f"at least {_WIDE} channels of input and of output, and at most {_WIDEST:,} kernels": _wide_kernels,
+    f"at least {_TILES} squares of four values": _many_tiles,
+}
+
 _POINTWISE = {
     "images": _has_images,
     "one group, kernels of one value, stride 1 and no padding": _one_by_one,
@@ -93,11 +126,18 @@ _POINTWISE = {
 }
 
 
-def best_left_to_torch(input: Tensor, weight: Tensor, groups: int) -> str:
+def _all_one(*numbers: Any) -> bool:
+    return all(part == 1 for number in numbers for part in (number if isinstance(number, (tuple, list)) else (number,)))
+
+
+def best_left_to_torch(input: Tensor, weight: Tensor, stride: Any, dilation: Any, groups: int) -> str:
     """Why torch's own operator is the fastest, its autograd included; empty where a kernel of nacre may take part."""
     tensors = isinstance(input, Tensor) and isinstance(weight, Tensor)
     if not tensors or not input.is_cpu or input.dim() < 3 or weight.dim() != 4:
         return ""
+    values = input.numel()
+    if values < _SMALL:
+        return _UNDER_SMALL
     if input.dtype not in _EXACT:
         return "half precision is torch's own"
     channels, rows, columns = weight.shape[1:]
@@ -105,11 +145,13 @@ def best_left_to_torch(input: Tensor, weight: Tensor, groups: int) -> str:
         plane = input.shape[-2] * input.shape[-1] > _PLANE and _in_planes(input, weight)
         own = plane or rows * columns > _TAPS
     else:
+        if values < _SMALL_PRODUCT and not 1 < rows * columns <= _TAPS:
+            return _UNDER_SMALL_PRODUCT
         few = channels <= _FEW and (input.requires_grad or _wide_planes(input, weight))
-        own = groups == 1 and (rows == columns == 1 or few)
-    if not own:
-        return "torch's own kernels are the fastest for kernels of several values over several channels"
-    return f"under {_SMALL:,} values torch's own operator is faster" if input.numel() < _SMALL else ""
+        wide = rows == columns == 3 and _wide_kernels(input, weight) and input.dim() == 4 and _many_tiles(input)
+        wide = wide and _all_one(stride, dilation) and _in_planes(input, weight)
+        own = groups == 1 and (rows == columns == 1 or few or wide)
+    return "" if own else "torch's own kernels are the fastest for kernels of several values over several channels"
 
 
 KERNELS = (
@@ -123,6 +165,7 @@ KERNELS = (
     ),
     cpp_kernel(_POINTWISE, _EXACT),
     cpp_kernel(_FEW_IN_PLANES, _EXACT),
+    cpp_kernel(_WINOGRAD, _EXACT),
     _torchs(by_torch.forward),
 )
 
@@ -137,6 +180,7 @@ BACKWARD_KERNELS = (
     ),
     cpp_kernel(_POINTWISE, _EXACT),
     cpp_kernel({**_FEW_IN_PLANES, f"at most {_TAPS} taps": _few_taps}, _EXACT),
+    cpp_kernel({**_WINOGRAD, f"more than {_FEW} input channels": _many_channels}, _EXACT),
     dataclasses.replace(
         cpp_kernel(_FEW_CHANNELS, _EXACT), language="C++ (input) and torch", function=by_torch.backward_but_for_input
     ),
