@@ -118,6 +118,9 @@ class StepsRead {
     return hidden_ ? values_.get() + (steps_.begins[t] + b) * width() + features_ : nullptr;
   }
 
+  // Of so few rows the gradients take longer to copy from side by side to their places than to be computed apart.
+  static constexpr int64_t few_sums = 64;
+
   // The gradients of M rows of the weights, of_inputs (M, D) and of_states (M, H), and of as many biases, sums (M),
   // each where it is asked for; grad_sums: (N, M).
   void multiply(Matrix<A> grad_sums, int64_t rows, A* of_inputs, A* of_states, A* sums) const {
@@ -127,6 +130,10 @@ class StepsRead {
       return;
     }
     const bool both = of_inputs && of_states;
+    if (both && steps_.total() <= few_sums) {
+      multiply(grad_sums, rows, of_inputs, nullptr, sums);
+      return multiply(grad_sums, rows, nullptr, of_states, nullptr);
+    }
     const Scratch<A> side_by_side(both ? rows * columns : 0);
     A* out = both ? side_by_side.get() : of_inputs ? of_inputs : of_states;
     const auto part = [&](int64_t m, int64_t m_end, int64_t n, int64_t n_end) {
