@@ -16,6 +16,8 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 # rows around one vector and around four, primes; the same beside places, for tiles of whole and partial vectors
 SHAPES = [(7, classes) for classes in (1, 2, 15, 16, 17, 63, 64, 65, 1023, 5003)]
 SHAPES += [(3,), (2, 5, 7), (1, 65, 17), (2, 3, 1031), (2, 1023, 33), (2, 3, 5, 7)]
+# many short rows, which are columns to the kernel; columns of several outer positions in a tile; several tiles in one
+SHAPES += [(16, 1), (517, 2), (1037, 8), (150, 3, 31), (2, 21, 1000)]
 OPTIONS = {
     "plain": {},
     "sum": {"reduction": "sum"},
@@ -87,10 +89,12 @@ def test_memory_of_any_layout(dtype):
 
 
 @pytest.mark.parametrize("special", [math.inf, -math.inf, math.nan])
-@pytest.mark.parametrize("shape", [(5, 3), (5, 70), (1, 70, 5)])
+@pytest.mark.parametrize("shape", [(5, 3), (5, 70), (1, 70, 5), (40, 3), (5, 3, 8)])
 def test_tokens_that_are_not_finite_stay_apart(shape, special):
+    tokens = shape[:1] + shape[2:]
     for target, where, smoothing in itertools.product((0, 2, -100), ("first", "last", "everywhere"), (0.0, 0.2)):
-        input, classes = torch.randn(shape), torch.tensor([1, 2, target, 0, -100]).view(shape[:1] + shape[2:])
+        input = torch.randn(shape)
+        classes = torch.tensor([1, 2, target, 0, -100]).repeat(math.prod(tokens) // 5).view(tokens)
         token = input[2] if len(shape) == 2 else input[0, :, 2]
         token[{"first": 0, "last": -1, "everywhere": slice(None)}[where]] = special
         arguments = {"reduction": "none", "label_smoothing": smoothing}
@@ -101,7 +105,7 @@ def test_tokens_that_are_not_finite_stay_apart(shape, special):
 
 
 @pytest.mark.usual_algorithms
-@pytest.mark.parametrize("shape", [(3001, 193), (3, 21, 5003)])
+@pytest.mark.parametrize("shape", [(3001, 193), (3, 21, 5003), (30_011, 7)])
 def test_same_bits_for_any_number_of_threads(shape):
     input, target = torch.randn(shape), targets(shape)
     found = []
@@ -120,14 +124,15 @@ def test_the_sum_over_many_tokens_loses_nothing():
 
 
 def test_what_is_written_past_the_cache():
-    input, target = torch.randn(2100, 4096), targets((2100, 4096))
-    found = kernel_results(input, target, reduction="sum")
-    few = kernel_results(input[:9], target[:9], reduction="sum")
-    torchs = results(torch_cross_entropy, input, target, reduction="sum")
-    for one, two in zip(found, torchs, strict=True):
-        # float32 sums of 4096 terms
-        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
-    assert torch.equal(found[1][:9], few[1])
+    for shape in ((2100, 4096), (2100, 5, 800)):
+        input, target = torch.randn(shape), targets(shape)
+        found = kernel_results(input, target, reduction="sum")
+        few = kernel_results(input[:9], target[:9], reduction="sum")
+        torchs = results(torch_cross_entropy, input, target, reduction="sum")
+        for one, two in zip(found, torchs, strict=True):
+            # float32 sums of 4096 terms
+            torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+        assert torch.equal(found[1][:9], few[1])
 
 
 def test_what_the_formula_keeps():

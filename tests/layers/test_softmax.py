@@ -248,6 +248,16 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 # rows around one vector and around four, primes; columns the same, for tiles of whole and partial vectors
 SHAPES = [((5, size), -1) for size in (1, 2, 15, 16, 17, 63, 64, 65, 197, 1023, 5003)]
 SHAPES += [((3, 7, 5), 1), ((17, 65), 0), ((2, 1023, 33), 1), ((3, 2, 1031), 1), ((2, 5, 3, 7), -3), ((2, 1, 3), 1)]
+# many short rows, which are columns to the kernel; columns of several outer positions in a tile; several tiles in one
+SHAPES += [
+    ((16, 1), -1),
+    ((517, 2), -1),
+    ((1037, 8), 1),
+    ((37, 9), 1),
+    ((150, 3, 31), 1),
+    ((300, 21, 2), 1),
+    ((2, 21, 1000), 1),
+]
 
 
 def results(function, input, dim, grad):
@@ -316,7 +326,7 @@ def test_special_values_among_others(ours, torchs, row, size):
 @pytest.mark.usual_algorithms
 @both
 def test_same_bits_for_any_number_of_threads(ours, torchs):
-    for shape, dim in (((1003, 197), -1), ((3, 21, 5003), 1)):
+    for shape, dim in (((1003, 197), -1), ((3, 21, 5003), 1), ((30_011, 7), -1), ((1003, 21, 11), 1)):
         input, grad = torch.randn(shape), torch.randn(shape)
         found = []
         for threads in (1, 2, 3, 1):
@@ -328,13 +338,26 @@ def test_same_bits_for_any_number_of_threads(ours, torchs):
 
 @both
 def test_what_is_written_past_the_cache(ours, torchs):
-    input, grad = torch.randn(2100, 4096), torch.randn(2100, 4096)
-    found, torchs_found = kernel_results(ours, input, 1, grad), results(torchs, input, 1, grad)
-    few = kernel_results(ours, input[:9], 1, grad[:9])
-    for one, two, same in zip(found, torchs_found, few, strict=True):
-        # float32 sums of 4096 terms
-        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
-        assert torch.equal(one[:9], same)
+    for shape in ((2100, 4096), (2100, 5, 800)):
+        input, grad = torch.randn(shape), torch.randn(shape)
+        found, torchs_found = kernel_results(ours, input, 1, grad), results(torchs, input, 1, grad)
+        few = kernel_results(ours, input[:9], 1, grad[:9])
+        for one, two, same in zip(found, torchs_found, few, strict=True):
+            # float32 sums of 4096 terms
+            torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+            assert torch.equal(one[:9], same)
+
+
+@both
+def test_short_rows_that_are_not_finite_stay_apart(ours, torchs):
+    for shape, dim in (((40, 3), -1), ((40, 3, 5), 1)):
+        for row in INFINITE.values():
+            input, grad = torch.randn(shape), torch.randn(shape)
+            input[17].movedim(dim - 1 if dim > 0 else -1, -1)[..., :3] = torch.tensor(row)
+            pairs = zip(kernel_results(ours, input, dim, grad), results(torchs, input, dim, grad), strict=True)
+            for one, two in pairs:
+                # float32: exp and log of two implementations
+                torch.testing.assert_close(one, two, rtol=2e-6, atol=2e-6, equal_nan=True)
 
 
 def test_the_kernels_themselves_refuse_what_does_not_fit():

@@ -15,6 +15,7 @@ from nacre.layers.cross_entropy import formula, targets
 
 # the number of logits from which nacre's kernel is faster, where two calls of each were measured equal
 _TORCH_BELOW = 32768
+_MANY_ROWS, _SHORT_ROW = 512, 16  # torch takes as long for a row of few classes as for one of many
 _torchs: Any = torch._C._nn.cross_entropy_loss  # what torch.nn.functional.cross_entropy is
 # torch rounds every logarithm of half precision
 _TORCHS_DTYPES = (torch.float32, torch.float64)
@@ -73,8 +74,8 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
 
     Cost:
         no parameters, O(N C) time; the input, the target and 2 numbers a token are kept for the backward. Under 32,768
-        logits of float32 or float64 torch's own operator is faster and runs: it keeps the logarithms of the
-        probabilities in place of the input and of those numbers.
+        logits of float32 or float64, but for 512 and more tokens of under 16 classes, torch's own operator is faster
+        and runs: it keeps the logarithms of the probabilities in place of the input and of those numbers.
 
     Paper:
         Bridle, "Training Stochastic Model Recognition Algorithms as Networks can lead to Maximum Mutual Information
@@ -89,8 +90,8 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        few = type(input) is Tensor and choice.unwatched and input.numel() < _TORCH_BELOW
-        if few and input.dtype in _TORCHS_DTYPES and not is_dynamo_compiling():
+        usual = type(input) is Tensor and choice.unwatched and not is_dynamo_compiling()
+        if usual and _few(input) and input.dtype in _TORCHS_DTYPES:
             try:
                 reduction = get_enum(self.reduction)
                 return _torchs(input, target, self.weight, reduction, self.ignore_index, self.label_smoothing)
@@ -141,7 +142,8 @@ def cross_entropy(
         tensor(1.3863)
     """
     reduction = targets.reduction_name(reduction, size_average, reduce)
-    if input.dtype in _TORCHS_DTYPES and small("cross_entropy", input, _TORCH_BELOW):
+    torchs = not input.is_nested and _few(input) and input.dtype in _TORCHS_DTYPES
+    if torchs and small("cross_entropy", input, _TORCH_BELOW):
         try:
             return _torchs(input, target, weight, get_enum(reduction), ignore_index, label_smoothing)
         except _ERRORS:
@@ -161,6 +163,13 @@ def cross_entropy(
             )
         target = targets.validated("cross_entropy", input.shape, input, target, weight, ignore_index, label_smoothing)
     return _op(input, target, weight, reduction, ignore_index, max(label_smoothing, 0.0))
+
+
+def _few(input: Tensor) -> bool:
+    count = input.numel()
+    if count < _MANY_ROWS:
+        return True
+    return count < _TORCH_BELOW and (len(input) < _MANY_ROWS or input.shape[-1] >= _SHORT_ROW)
 
 
 def _unserved(input: Tensor, target: Tensor, weight: Tensor | None) -> str:
