@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from nacre.cli import main
+from nacre.tools.convert import convert
 from nacre.tools.cost import ceilings, compare, cost
 from tests.tools.cost_support import SPEEDS
 
@@ -29,6 +30,20 @@ def wrong():
 
 def broken():
     raise RuntimeError("no weights here\\nand more")
+
+def leaves():
+    raise SystemExit(3)
+
+def lazy():
+    return nn.LazyLinear(3)
+
+class two(nn.Module):
+    def forward(self, x, other):
+        return x + other
+
+class recursive(nn.Module):
+    def forward(self, x):
+        return self.forward(x)
 
 class Decides(nn.Module):
     def __init__(self):
@@ -100,7 +115,16 @@ def test_two_bills(folder, capsys):
         (["their_models:small", "--input", "2x"], "whole numbers from 1 on"),
         (["their_models:small", "--input", "2x0"], "whole numbers from 1 on"),
         (["their_models:small", "--input", "2x7"], "cannot be called with these inputs; got inputs of shape (2, 7)"),
-        (["missing.json"], "missing.json"),
+        (["missing.json"], "a configuration is a file that is there; got missing.json. Give"),
+        ([".json"], "a configuration is a file that is there; got .json. Give"),
+        (["their_models:leaves", "--input", "2x6"], "could not be built: SystemExit: 3"),
+        (["their_models:two", "--input", "2x6"], "missing 1 required positional argument: 'other'. Its forward takes"),
+        (["their_models:recursive", "--input", "2x6"], "maximum recursion depth exceeded"),
+        (["their_models:lazy", "--input", "2x6"], "weight without a shape. Call the model once on real inputs first."),
+        (
+            ["their_models:small", "--input", "2x6", "--json", "."],
+            "files are written where a file may be; got ., a folder.",
+        ),
         (["damaged.json"], "damaged.json is no JSON"),
         (["other.json"], "says what it is of by model_type"),
         (["their_models:small", "--input", "2x6", "--json", "no/where.json"], "folders that are there"),
@@ -147,6 +171,12 @@ def test_measured_times(monkeypatch, capsys, folder):
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert "of limit" in report.table() and report.to_json()["measured_seconds"] == report.rows[0].measured_seconds
+    # what nacre.convert would win, by the same measure; the model is not converted
+    assert [type(layer) for layer in model] == [nn.Linear, nn.BatchNorm1d, nn.Linear]
+    assert report.to_json()["converted_seconds"] == report.converted_seconds > 0
+    assert " with nacre.convert: " in report.table()
+    converted = cost(convert(model), torch.randn(10, 6), measure=True)
+    assert converted.converted_seconds is None and "nacre.convert" not in converted.table()
     with pytest.raises(ValueError, match="measures models and inputs that have values"):
         cost(model, torch.zeros(10, 6, device="meta"), measure=True)
     assert "of limit" in run(capsys, "their_models:small", "--input", "10x6", "--measure")[1]

@@ -245,3 +245,59 @@ def test_what_sizes_do_not_decide_is_named(name):
     further = (2,) if name in ("topk", "kthvalue") else ()
     function = getattr(torch, name, None) or getattr(torch.linalg, name)
     assert len(nacre.cost(Function(lambda x: function(x, *further)), torch.randn(4, 4)).unknown) == 1
+
+
+class Experts(nn.Module):
+    """Two experts, each with every second row."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.experts = nn.Linear(8, 2), nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+
+    def forward(self, x):
+        shares, out = self.gate(x).softmax(-1), torch.zeros_like(x)
+        for place, expert in enumerate(self.experts):
+            rows = torch.arange(place, len(x), 2)
+            share = shares.index_select(0, rows)[:, place : place + 1]
+            out = out.index_add(0, rows, expert(x.index_select(0, rows)) * share)
+        return out
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.map, self.scale = nn.LayerNorm(8), nn.Linear(8, 8), nn.Parameter(torch.ones(8))
+
+    def forward(self, x):
+        return x + self.scale * self.map(self.norm(x))
+
+
+TOKENS, STARTS = torch.tensor([1, 2, 3, 4, 5]), torch.tensor([0, 3])
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "forward", "backward"),
+    [
+        # gate 2 * 6 * 16, experts 2 * 3 * 64 each; backward the weights', and no input asks
+        (Experts(), (torch.zeros(6, 8),), 192 + 768, 192 + 768),
+        # one map of 2 * 6 * 64; backward its weights', and its input's for the normalisation's parameters
+        (Scaled(), (torch.zeros(6, 8),), 768, 1536),
+        (nn.utils.parametrizations.weight_norm(nn.Linear(8, 6)), (torch.zeros(5, 8),), 480, 480),
+        # and in training one step of power iteration: three products of 2 * 48, one of 2 * 6
+        (nn.utils.parametrizations.spectral_norm(nn.Linear(8, 6)), (torch.zeros(5, 8),), 480 + 300, 480),
+        (nn.Linear(4, 3), (torch.zeros(5, 4),), 120, 120),
+        # groups of 2 channels in and 3 out: 2 * 2 * 4 * 25 * 3 * 9
+        (nn.ConvTranspose2d(4, 6, 3, 2, dilation=2, groups=2), (torch.zeros(2, 4, 5, 5),), 10_800, 10_800),
+        (nn.Conv2d(4, 4, 3, groups=4), (torch.zeros(2, 4, 8, 8),), 5_184, 5_184),
+        (nn.EmbeddingBag(10, 4), (TOKENS, STARTS), 0, 0),
+        (nn.EmbeddingBag(10, 4, mode="max"), (TOKENS, STARTS), 0, 0),
+        # 16 steps of 2 sequences, 3 gates: 2 * 32 * 84; backward without the first step's state and the input
+        (nn.GRU(3, 4), (torch.zeros(16, 2, 3),), 5_376, 5_376 + 2 * 15 * 2 * 48),
+        (nn.RNN(3, 4), (torch.zeros(16, 2, 3),), 1_792, 1_792 + 2 * 15 * 2 * 16),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
+)
+def test_what_is_kept_is_what_a_real_run_keeps(model, inputs, forward, backward):
+    report = nacre.cost(model, *inputs)
+    assert (report.flops, report.backward_flops) == (forward, backward)
+    assert report.saved_bytes == kept(model, *inputs) and not report.unknown

@@ -209,7 +209,7 @@ def test_table_and_json():
     report = nacre.cost(Functional(), torch.zeros(3, 4))
     text = report.table()
     lines = [line.split()[0] for line in text.splitlines()[:4]]
-    assert lines == ["module", "(model)", "(own", "layer"]
+    assert lines == ["module", "(model)", "(own:", "layer"]
     assert "28, of which 28 are trained" in text and "144 forward" in text
     assert "layer" not in report.table(depth=0)
     values = json.loads(json.dumps(report.to_json()))
@@ -228,3 +228,11 @@ def test_dataframe(monkeypatch):
     sys.modules["pandas"].DataFrame = Frame
     frame = nacre.cost(Functional(), torch.zeros(3, 4)).to_dataframe()
     assert [line["flops"] for line in frame] == [144, 96] and frame[0]["own_flops"] == 48
+
+
+def test_what_a_block_does_itself_is_named():
+    block = nacre.TransformerEncoderLayer(8, 2, 16, dropout=0.1)
+    report = nacre.cost(block, torch.zeros(5, 2, 8))
+    assert report.rows[0].own_operations == ("feed-forward maps", "residual + dropout + norm")
+    assert "(own: feed-forward maps, residual + dropout + norm)" in report.table()
+    assert report.to_json()["rows"][0]["own_operations"] == ["feed-forward maps", "residual + dropout + norm"]

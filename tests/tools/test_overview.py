@@ -3,6 +3,7 @@
 import os
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -162,6 +163,15 @@ def test_svg_files(sheets, tmp_path):
         assert root.tag == "{http://www.w3.org/2000/svg}svg" and root[0].tag.endswith("title") and root[0].text
         assert "prefers-color-scheme: dark" in root[1].text
         assert not {"href", "src"} & {name.split("}")[-1] for one in root.iter() for name in one.attrib}
+
+
+def test_the_pictures_in_the_repository_are_those_which_the_command_writes(sheets, tmp_path):
+    """If not: ``nacre layers --svg docs/pictures``."""
+    folder = Path(__file__).parents[2] / "docs" / "pictures"
+    written = {path.name: path.read_text(encoding="utf-8") for path in page.write_pictures(tmp_path, sheets)}
+    assert written == {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
+    shown = re.findall(r"\(docs/pictures/(\w+\.svg)\)", (folder.parents[1] / "README.md").read_text(encoding="utf-8"))
+    assert shown and set(shown) <= set(written)
 
 
 def test_the_standalone_picture_leaves_the_original():

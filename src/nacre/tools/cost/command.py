@@ -3,6 +3,7 @@
 import argparse
 import copy
 import json
+import os
 import traceback
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,9 @@ def _run(arguments: argparse.Namespace) -> None:
     for path in (arguments.html, arguments.json):
         if path is not None and not path.parent.is_dir():
             raise check.error(ValueError, "files are written into folders that are there", str(path))
+        if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
+            rule = "files are written where a file may be"
+            raise check.error(ValueError, rule, f"{path}, {'a folder' if path.is_dir() else 'in a closed folder'}")
     if arguments.against and arguments.html:
         fix = "Leave one of the two out, or take --json."
         raise check.error(ValueError, "the page shows one bill", "--html with --against", fix)

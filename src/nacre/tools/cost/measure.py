@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nacre.tools.convert import ConversionReport, convert
 from nacre.tools.cost.patches import recording
 from nacre.tools.cost.recorder import Recorder
 from nacre.tools.cost.report import CostReport
@@ -23,7 +24,7 @@ Progress = Callable[[int, int, str], None]
 def measure_rows(
     report: CostReport, model: nn.Module, inputs: Any, keywords: Any, progress: Progress | None = None
 ) -> None:
-    """Fills in the measured times, and with them what was expected and the limit.
+    """Fills in the measured times, with what was expected, the limit, and what the model takes once converted.
 
     The model is left as it was: its parameters' gradients, its buffers and torch's random state.
 
@@ -44,8 +45,21 @@ def measure_rows(
             if progress is not None:
                 progress(place, len(rows), row.name or "(model)")
             row.measured_forward_seconds, row.measured_backward_seconds = _time(*call)
+        report.converted_seconds = _converted_seconds(model, noting.given[0])
         if progress is not None:
             progress(len(rows), len(rows), "")
+
+
+def _converted_seconds(model: nn.Module, call: tuple[nn.Module, Any, Any]) -> float | None:
+    """Forward and backward of the model with nacre's layers; None where there is none to convert."""
+    classes = [(module, type(module)) for module in model.modules()]
+    done = ConversionReport()
+    try:
+        convert(model, report=done)
+        return sum(_time(*call)) if done.converted else None
+    finally:
+        for module, kind in classes:
+            module.__class__ = kind
 
 
 class _Noting(Recorder):

@@ -14,7 +14,7 @@ from nacre.applications.files import replacing
 from nacre.layers import LAYERS
 from nacre.tools.bench.results import Machine
 from nacre.tools.cost.report import CostReport
-from nacre.tools.cost.text import duration, quantity, shapes
+from nacre.tools.cost.text import duration, own_label, quantity, shapes
 from nacre.tools.formula import NAMES, cost_formula
 from nacre.tools.overview.page import mathml
 
@@ -90,6 +90,8 @@ def _tiles(bill: Values) -> list[tuple[str, str]]:
     for label, key in (("expected", "predicted_seconds"), ("measured", "measured_seconds")):
         if bill[key] is not None:
             tiles.append((label, duration(bill[key])))
+    if bill["converted_seconds"] is not None:
+        tiles.append(("with nacre.convert", duration(bill["converted_seconds"])))
     if bill["share_of_limit"] is not None:
         tiles.append(("of the machine's limit", f"{bill['share_of_limit']:.0%}"))
     return tiles
@@ -123,6 +125,9 @@ def _lines(bill: Values, timed: bool, expected: bool) -> list[dict[str, Any]]:
             "depth": row["depth"],
             "parent": row["parent"],
             "folds": place in with_children,
+            "own": own_label(row["own_operations"])
+            if place in with_children and any(row["own"][n] for n in _WORK)
+            else "",
             "inputs": _shapes(row["inputs"]),
             "outputs": _shapes(row["outputs"]),
             "cells": _cells(row, timed, expected),

@@ -10,6 +10,15 @@ from nacre.tools.bench.results import Ceilings, Machine
 
 COUNTS = tuple(one.name for one in fields(Cost))
 
+_IN_WORDS = {
+    "nacre::residual_dropout_layer_norm": "residual + dropout + norm",
+    "nacre::residual_dropout": "residual + dropout",
+    "nacre::feed_forward": "feed-forward maps",
+    "aten::_scaled_dot_product_flash_attention_for_cpu": "attention",
+    "nacre::attention": "attention",
+}
+"""The steps which blocks do in one pass."""
+
 
 @dataclass
 class CostRow:
@@ -66,6 +75,17 @@ class CostRow:
         seconds = self.measured_seconds
         return None if not seconds or self.limit_seconds is None else self.limit_seconds / seconds
 
+    @property
+    def own_operations(self) -> tuple[str, ...]:
+        """What the call does itself forward, in words: at most three, those with most work first."""
+        sums: dict[str, int] = {}
+        for work, count in self.forward_work.items():
+            done = count * (work.flops + work.elementwise_flops)
+            name = _IN_WORDS.get(work.kind.partition(",")[0], work.kind.partition(",")[0].rpartition("::")[2])
+            sums[name] = sums.get(name, 0) + done
+        names = sorted((name for name, done in sums.items() if done), key=lambda name: -sums[name])
+        return tuple(names[:3])
+
     def as_json(self) -> dict[str, Any]:
         """All but the records of single operators, as plain values."""
         left_out = ("own", "total", "forward_work", "backward_work", "unknown", "inputs", "outputs")
@@ -75,6 +95,7 @@ class CostRow:
             "inputs": [list(shape) for shape in self.inputs],
             "outputs": [list(shape) for shape in self.outputs],
             "unknown": dict(self.unknown),
+            "own_operations": list(self.own_operations),
             "own": asdict(self.own),
             "total": asdict(self.total),
             "measured_seconds": self.measured_seconds,
@@ -101,6 +122,8 @@ class CostReport:
         machine: where times were measured or predicted.
         warnings: what speaks against trusting the times.
         ceilings: the best speeds of that machine, from which the limits follow.
+        converted_seconds: with ``measure=True``, of the model as :func:`nacre.convert` makes it, forward and backward;
+            None where it has nothing to convert.
     """
 
     model: str
@@ -115,6 +138,7 @@ class CostReport:
     machine: Machine | None = None
     ceilings: Ceilings | None = None
     warnings: tuple[str, ...] = ()
+    converted_seconds: float | None = None
 
     @property
     def total(self) -> Cost:
@@ -197,6 +221,7 @@ class CostReport:
             "predicted_seconds": self.rows[0].predicted_seconds,
             "measured_seconds": self.rows[0].measured_seconds,
             "limit_seconds": self.rows[0].limit_seconds,
+            "converted_seconds": self.converted_seconds,
             "share_of_limit": self.rows[0].share_of_limit,
             "unknown": dict(self.unknown),
             "real": self.real,

@@ -83,7 +83,7 @@ class Target:
         try:
             with torch.device(device):
                 made = self.build()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             said = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ValueError(f"{self.name} could not be built: {type(error).__name__}: {said}") from error
         return _module(self.name, made)
@@ -103,7 +103,7 @@ def find_target(name: str) -> Target:
 
     Raises:
         ValueError: there is no such thing, or the package transformers is not installed.
-        OSError: the file cannot be read.
+        OSError: the file is there and cannot be read.
 
     Example:
         >>> find_target("gpt").inputs
@@ -136,7 +136,7 @@ def _factory(name: str) -> Target:
         sys.path.insert(0, os.getcwd())  # as ``python -m`` does
     try:
         found: Any = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{module_name} cannot be imported: {type(error).__name__}: {said}") from error
     for part in attribute.split("."):
@@ -158,6 +158,9 @@ def _factory(name: str) -> Target:
 
 
 def _configuration(path: Path) -> Target:
+    if not path.is_file():
+        fix = "Give the config.json of a Hugging Face model."
+        raise check.error(ValueError, "a configuration is a file that is there", str(path), fix)
     if path.stat().st_size > LARGEST_CONFIG:
         raise check.error(ValueError, f"a configuration has at most {LARGEST_CONFIG:,} bytes", f"{path}")
     try:

@@ -1,11 +1,19 @@
 """The bill as text."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from nacre.core.cost import Cost
 from nacre.tools.cost.report import CostReport, CostRow
 
-OWN = "(own operations)"
+
+def own_label(names: Iterable[str]) -> str:
+    """What a call does beside the calls within it.
+
+    Example:
+        >>> own_label(["residual + dropout + norm", "add"])
+        '(own: residual + dropout + norm, add)'
+    """
+    return f"(own: {', '.join(names) or 'operations'})"
 
 
 def quantity(number: float) -> str:
@@ -89,6 +97,9 @@ def summary(report: CostReport) -> list[str]:
     if root.measured_seconds is not None:
         reached = "" if root.share_of_limit is None else f", {root.share_of_limit:.0%} of what the machine can do"
         lines.append(f"            {duration(root.measured_seconds)} measured{reached}")
+    if root.measured_seconds and report.converted_seconds:
+        times = root.measured_seconds / report.converted_seconds
+        lines.append(f"            {duration(report.converted_seconds)} with nacre.convert: {times:.2f} times as fast")
     lines += [f"WARNING     {text}" for text in report.warnings]
     if report.unknown:
         names = ", ".join(f"{name} ({count})" for name, count in sorted(report.unknown.items()))
@@ -105,7 +116,7 @@ def _lines(report: CostReport, depth: int | None) -> Iterator[tuple[CostRow, Cos
             continue
         yield row, row.total, "  " * row.depth + (row.name.rpartition(".")[2] if row.depth else "(model)")
         if place in with_children and work(row.own) and (depth is None or row.depth < depth):
-            yield row, row.own, "  " * (row.depth + 1) + OWN
+            yield row, row.own, "  " * (row.depth + 1) + own_label(row.own_operations)
 
 
 def work(bill: Cost) -> int:

@@ -6,16 +6,32 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
+from nacre.tools.cost.stage import fake_tensor
+
 _LSTM = "aten::mkldnn_rnn_layer"
+_BAG = "aten::_embedding_bag"
 
 
 def with_workspace(operator: Any, arguments: tuple[Any, ...], result: Any) -> Any:
-    """The result of torch's LSTM on a CPU with the memory that oneDNN keeps for its backward; others as they are."""
+    """The result of torch's LSTM on a CPU with the memory that oneDNN keeps for its backward; others as they are.
+
+    The LSTM's backward has one gradient for both biases, which fake tensors forget when they know a call from before.
+    A bag of embeddings counts in a tensor that has one place more than it needs.
+    """
+    if operator._schema.name == f"{_LSTM}_backward":
+        return *result[:4], result[3], *result[5:]
+    if operator._schema.name == _BAG and _is_fake(result[1]) and result[1].numel():
+        longer = torch.empty(result[1].numel() + 1, dtype=result[1].dtype, device=result[1].device)
+        return result[0], longer[:-1], *result[2:]
     if operator._schema.name != _LSTM or result[3].numel() or not arguments[-1]:
         return result
     shapes = tuple(tuple(tensor.shape) for tensor in arguments[:7])
     size = _lstm_workspace(shapes, arguments[0].dtype, tuple(map(_frozen, arguments[7:])))
     return *result[:3], torch.empty(size, dtype=result[3].dtype, device=result[3].device)
+
+
+def _is_fake(tensor: torch.Tensor) -> bool:
+    return isinstance(tensor, fake_tensor()) and tensor.untyped_storage().nbytes() == tensor.nbytes
 
 
 def _frozen(value: Any) -> Any:

@@ -39,8 +39,8 @@
         hovertemplate: "%{text}<br>%{customdata}<br>%{x:.3s} FLOPs a byte<br>%{y:.3s} FLOP/s<extra></extra>" },
     ], layout({
       showlegend: false,
-      xaxis: { type: "log", title: { text: "FLOPs for each byte" }, gridcolor: color("--line"), exponentformat: "SI" },
-      yaxis: { type: "log", title: { text: "FLOP/s" }, gridcolor: color("--line"), exponentformat: "SI" },
+      xaxis: { type: "log", title: { text: "FLOPs for each byte" }, gridcolor: color("--line"), exponentformat: "SI", dtick: 1 },
+      yaxis: { type: "log", title: { text: "FLOP/s" }, gridcolor: color("--line"), exponentformat: "SI", dtick: 1 },
     }), config);
   }
 
