@@ -176,7 +176,8 @@ def _form(tensor: Tensor, axis: int | None) -> _Form:
 
 
 def _order(tensor: Tensor) -> tuple[int, ...]:
-    return tuple(sorted(range(tensor.dim()), key=lambda axis: (-tensor.stride(axis), axis)))
+    strides = tensor.stride()
+    return tuple(sorted(range(tensor.dim()), key=lambda axis: (-strides[axis], axis)))
 
 
 def _dense(tensor: Tensor) -> bool:
