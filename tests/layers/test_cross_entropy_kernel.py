@@ -116,6 +116,17 @@ def test_same_bits_for_any_number_of_threads(shape):
         assert all(torch.equal(one, two) for one, two in zip(found[0], result, strict=True))
 
 
+@pytest.mark.parametrize("shape", [(0, 5), (0, 21, 40), (2, 3, 0)])
+def test_no_tokens_at_all(shape):
+    input, target = torch.randn(shape), torch.zeros(shape[:1] + shape[2:], dtype=torch.int64)
+    for reduction in ("none", "sum", "mean"):
+        loss, gradient = kernel_results(input, target, reduction=reduction)
+        for one, two in zip(
+            (loss, gradient), results(torch_cross_entropy, input, target, reduction=reduction), strict=True
+        ):
+            assert torch.equal(one.nan_to_num(7.0), two.nan_to_num(7.0))
+
+
 def test_the_sum_over_many_tokens_loses_nothing():
     input, target = torch.randn(200_003, 3) + 4, torch.randint(3, (200_003,))
     exact = torch_cross_entropy(input.double(), target, reduction="sum")

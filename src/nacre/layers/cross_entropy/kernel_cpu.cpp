@@ -164,7 +164,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_loss, const Tenso
     T* to = static_cast<T*>(grad.mutable_data_ptr());                  // (N, C, M)
     const A divisor = arguments.mean ? static_cast<A>(targets.divisor()) : A(1), spread = targets.spread();
     const A* each = arguments.none ? grads : nullptr;
-    const A one = each ? A(0) : grads[0] / divisor;
+    const A one = arguments.none ? A(0) : grads[0] / divisor;
     const auto gradient_of = [&](int64_t token) { return targets.ignored(token) ? A(0) : each ? each[token] : one; };
     const bool stream = slices.stream_rows(to);
     if (slices.in_tiles())
