@@ -126,8 +126,8 @@ _POINTWISE = {
 }
 
 
-def _all_one(*numbers: Any) -> bool:
-    return all(part == 1 for number in numbers for part in (number if isinstance(number, (tuple, list)) else (number,)))
+def _at_most(most: int, *numbers: Any) -> bool:
+    return all(part <= most for one in numbers for part in (one if isinstance(one, (tuple, list)) else (one,)))
 
 
 def best_left_to_torch(input: Tensor, weight: Tensor, stride: Any, dilation: Any, groups: int) -> str:
@@ -147,9 +147,9 @@ def best_left_to_torch(input: Tensor, weight: Tensor, stride: Any, dilation: Any
     else:
         if values < _SMALL_PRODUCT and not 1 < rows * columns <= _TAPS:
             return _UNDER_SMALL_PRODUCT
-        few = channels <= _FEW and (input.requires_grad or _wide_planes(input, weight))
+        few = channels <= _FEW and (input.requires_grad or (_at_most(2, stride) and _wide_planes(input, weight)))
         wide = rows == columns == 3 and _wide_kernels(input, weight) and input.dim() == 4 and _many_tiles(input)
-        wide = wide and _all_one(stride, dilation) and _in_planes(input, weight)
+        wide = wide and _at_most(1, stride, dilation) and _in_planes(input, weight)
         own = groups == 1 and (rows == columns == 1 or few or wide)
     return "" if own else "torch's own kernels are the fastest for kernels of several values over several channels"
 
