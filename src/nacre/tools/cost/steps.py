@@ -7,7 +7,7 @@ it. Where it does not, every step is watched.
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from nacre.tools.cost.distances import Done, Event, Taken
+from nacre.tools.cost.distances import Done
 from nacre.tools.cost.graph import meetings
 from nacre.tools.cost.operators import Work
 from nacre.tools.cost.recorder import LAST, Recorder
@@ -85,14 +85,12 @@ class _Bill:
         work: the operators, and how often they ran.
         kept: places of the given tensors which autograd keeps.
         results: the forms of the results; of a backward, of the gradients.
-        levels: bytes that live beside those before, each time that something is taken.
     """
 
     numbers: dict[str, int]
     work: Counter[Work]
     kept: tuple[int, ...] = ()
     results: tuple[_Form, ...] = ()
-    levels: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -210,9 +208,8 @@ def _walked(recurrence: _Recurrence, steps: int, given: tuple[bool, ...] | None)
             else values[one]
             for one in recurrence.arguments
         ]
-        alone = recurrence.arguments[4].value == 1 and not recurrence.arguments[7].value  # one walk over the steps
         keys = [memory.sees(tensor, "") for tensor in values]
-        before, begun = memory.live, len(memory.log)
+        before = memory.live
         with torch.autograd.graph.saved_tensors_hooks(recorder.keep, lambda kept: kept.tensor), recorder:
             results = recurrence.function(*arguments)
         if given is None:
@@ -224,7 +221,7 @@ def _walked(recurrence: _Recurrence, steps: int, given: tuple[bool, ...] | None)
                 return None  # results which share memory
             numbers = {"kept": inside, "most": memory.peak - before}
             places = tuple(place for place, key in enumerate(keys) if key in kept)
-            return _bill(recorder, recorder.root.forward, numbers, places, forms, begun, alone)
+            return _bill(recorder, recorder.root.forward, numbers, places, forms)
         memory.settle()
         recorder.in_backward = True
         asked = [tensor for tensor, comes in zip(results, given, strict=True) if comes]
@@ -252,7 +249,7 @@ def _walked(recurrence: _Recurrence, steps: int, given: tuple[bool, ...] | None)
         results = tuple(
             replace(form, order=orders.get(place, form.order)) for place, form in enumerate(recurrence.forms)
         )
-        return _bill(recorder, recorder.root.backward + met, numbers, results=results, begun=begun, alone=alone)
+        return _bill(recorder, recorder.root.backward + met, numbers, results=results, begun=begun)
 
 
 _MET = ("met_elementwise_flops", "met_bytes")
@@ -275,24 +272,10 @@ def _bill(
     kept: tuple[int, ...] = (),
     results: tuple[_Form, ...] = (),
     begun: int = 0,
-    alone: bool = False,
 ) -> _Bill:
     names = ("flops", "elementwise_flops", "bytes")
     work = Counter(event.work for event in recorder.memory.log[begun:] if isinstance(event, Done))
-    levels, live, sizes = [], 0, {}
-    for place, event in enumerate(recorder.memory.log):
-        if isinstance(event, Taken):
-            sizes[event.tensor] = event.size
-        live += (place >= begun) * _change(event, sizes)
-        if place >= begun and isinstance(event, Taken):
-            levels.append(live)
-    return _Bill(
-        {**numbers, **{name: counts[name] for name in names}}, work, kept, results, tuple(levels) if alone else ()
-    )
-
-
-def _change(event: Event, sizes: Mapping[int, int]) -> int:
-    return 0 if isinstance(event, Done) else sizes[event.tensor] * (1 if isinstance(event, Taken) else -1)
+    return _Bill({**numbers, **{name: counts[name] for name in names}}, work, kept, results)
 
 
 # ---- what follows from them
@@ -309,8 +292,6 @@ def _continued(bills: Sequence[_Bill], steps: int) -> _Bill | None:
     if first.work.total() == second.work.total() or not all(work.known for work in third.work):
         return None  # one operator for all steps needs no help
     numbers = {name: _line([one.numbers[name] for one in bills], further) for name in first.numbers}
-    if first.levels:
-        numbers["most"] = max(numbers["most"] or 0, _highest(first.levels, second.levels, third.levels, further))
     every = set(first.work) & set(second.work) & set(third.work)
     often = {work: _line([one.work[work] for one in bills], further) for work in every}
     rest = [
@@ -324,19 +305,6 @@ def _continued(bills: Sequence[_Bill], steps: int) -> _Bill | None:
     work: Counter[Work] = Counter({one: count for one, count in often.items() if count})
     work.update(one for one in grown if one is not None)
     return _Bill({name: value or 0 for name, value in numbers.items()}, work, first.kept, first.results)
-
-
-def _highest(first: Sequence[int], second: Sequence[int], third: Sequence[int], further: int) -> int:
-    """The highest level of the longer run: what is highest in a short one need not be so in a long one.
-
-    A moment of the first half is found from the start, one of the second from the end; between them levels go straight
-    on. That is so where there is one walk over the steps; elsewhere a moment does not meet itself, and says nothing.
-    """
-    half, found = len(first) // 2, 0
-    for place in (*range(half), *range(-half, 0)):
-        level = _line([levels[place] for levels in (first, second, third)], further)
-        found = max(found, level or 0)
-    return found
 
 
 def _line(values: Sequence[int], further: int) -> int | None:
