@@ -53,8 +53,7 @@ def recording(recorder: Recorder) -> Iterator[None]:
 
         return forward
 
-    recurrent: Any = rnn
-    functions = recurrent._VF
+    functions = rnn._VF
     fast_path = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)  # one operator for a whole encoder layer would hide its work
@@ -62,10 +61,10 @@ def recording(recorder: Recorder) -> Iterator[None]:
         for kind in SPECS:
             if "forward" in kind.__dict__:
                 patch(kind, "forward", watched(kind.__dict__["forward"]))
-        recurrent._VF = Functions(functions, recorder)
+        rnn._VF = Functions(functions, recorder)  # type: ignore[assignment]
         yield
     finally:
-        recurrent._VF = functions
+        rnn._VF = functions
         for owner, name, original in reversed(patched):
             setattr(owner, name, original)
         torch.backends.mha.set_fastpath_enabled(fast_path)

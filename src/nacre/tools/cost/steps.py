@@ -176,8 +176,7 @@ def _form(tensor: Tensor, axis: int | None) -> _Form:
 
 
 def _order(tensor: Tensor) -> tuple[int, ...]:
-    strides = tensor.stride()
-    return tuple(sorted(range(tensor.dim()), key=lambda axis: (-strides[axis], axis)))
+    return tuple(sorted(range(tensor.dim()), key=lambda axis: (-tensor.stride(axis), axis)))
 
 
 def _dense(tensor: Tensor) -> bool:
