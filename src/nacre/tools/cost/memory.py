@@ -72,19 +72,6 @@ class Memory:
             self._kept.setdefault(key, []).append(row)
         return Kept(tensor, lambda: self._releases(key, row))
 
-    def kept(self) -> dict[int, int]:
-        """The bytes of each storage that autograd keeps, by its key."""
-        return {key: self._storages[key][0] for key in self._kept}
-
-    def lets_go(self, tensor: torch.Tensor) -> None:
-        """The tensor's memory is given back before the tensor dies."""
-        self._dies(tensor.untyped_storage()._cdata)
-
-    def lives_beside(self, size: int, where: str) -> None:
-        """So many bytes live for a moment beside all that is there."""
-        if self.live + size > self.peak:
-            self.peak, self.peak_in = self.live + size, where
-
     def settle(self) -> None:
         """The forward is over: the call that first kept a storage pays for it."""
         for key, rows in self._kept.items():

@@ -7,11 +7,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules import rnn
 
 from nacre.tools.cost.layers import SPECS
 from nacre.tools.cost.recorder import Recorder
-from nacre.tools.cost.steps import Functions
 
 
 @contextlib.contextmanager
@@ -53,7 +51,6 @@ def recording(recorder: Recorder) -> Iterator[None]:
 
         return forward
 
-    functions = rnn._VF
     fast_path = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)  # one operator for a whole encoder layer would hide its work
@@ -61,10 +58,8 @@ def recording(recorder: Recorder) -> Iterator[None]:
         for kind in SPECS:
             if "forward" in kind.__dict__:
                 patch(kind, "forward", watched(kind.__dict__["forward"]))
-        rnn._VF = Functions(functions, recorder)  # type: ignore[assignment]
         yield
     finally:
-        rnn._VF = functions
         for owner, name, original in reversed(patched):
             setattr(owner, name, original)
         torch.backends.mha.set_fastpath_enabled(fast_path)

@@ -1,9 +1,8 @@
 """Watches one run of a model: which module called which operator, forward and backward."""
 
-import contextlib
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,7 +78,6 @@ class Recorder(TorchDispatchMode):
         self._bill: _Bill | None = None  # of the layer whose forward runs now
         self._observed: Counter[str] | None = None
         self._paused = False
-        self._standing_in = False
         self._starts: list[int] = []
         self._owners: list[tuple[Call, _Bill | None]] = []
         self._again: set[Call] = set()
@@ -92,10 +90,6 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, operator: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
         node = torch._C._current_autograd_node()
         result = with_workspace(operator, arguments, operator(*arguments, **(keywords or {})))
-        if self._standing_in:
-            for tensor in tensors(result):
-                self.memory.sees(tensor, "")
-            return result
         if self._paused or operator.namespace in ("prim", "profiler"):
             return result
         call, bill, backward, counts = self._whose(operator, node)
@@ -128,13 +122,13 @@ class Recorder(TorchDispatchMode):
             return call, None, True, True  # a forward that the backward runs again, outside of any module
         if number == self._finished and name in _ACCUMULATIONS:
             return call, None, True, False  # gradients that meet are counted where they meet
-        if number >= LAST:
+        if number >= _LAST:
             return call, None, True, name in _ACCUMULATIONS  # a parameter takes its gradient as it is, or a copy
         return call, bill, True, bill is None
 
     def _owner(self, number: int) -> tuple[Call, _Bill | None]:
         place = bisect_right(self._starts, number) - 1
-        if place < 0 or number >= LAST:
+        if place < 0 or number >= _LAST:
             return self.root, None
         return self._owners[place]
 
@@ -150,7 +144,7 @@ class Recorder(TorchDispatchMode):
 
     def watch_graph(self, results: list[Tensor]) -> None:
         """Looks at the graph before the backward: counts the additions where gradients meet."""
-        for number, additions, size in meetings(results, lambda node: self._owner(node._sequence_nr())[1], self.ends):
+        for number, additions, size in meetings(results, lambda node: self._owner(node._sequence_nr())[1], self._ends):
             _add(self._owner(number)[0].backward, 0, additions, 3 * size)
 
     def share_work(self, log: Sequence[Event]) -> None:
@@ -159,33 +153,7 @@ class Recorder(TorchDispatchMode):
             call, backward = self._places[place]
             (call.backward_work if backward else call.forward_work)[work] += 1
 
-    def runs_at_once(self, numbers: Mapping[str, int], work: Counter[Work]) -> None:
-        """Operators have run that were not watched: what they do, and the most that they have alive."""
-        again = bool(self._stack) and self._stack[-1].again
-        if self._stack:
-            call, bill = self._stack[-1].call, self._bill
-        else:
-            call, bill = self._owner(torch._C._current_autograd_node()._sequence_nr())
-        self.memory.lives_beside(numbers["most"], call.name)
-        backward = again or not self._stack
-        (call.backward_work if backward else call.forward_work).update(work)
-        if bill is None:
-            counts = call.backward if backward else call.forward
-            _add(counts, numbers["flops"], numbers["elementwise_flops"], numbers["bytes"])
-            _add(self.root.backward, 0, numbers.get("met_elementwise_flops", 0), numbers.get("met_bytes", 0))
-        elif not self._stack and not bill.paid:
-            self._pay_backward(call, bill)
-
-    @contextlib.contextmanager
-    def standing_in(self) -> Iterator[None]:
-        """What the block makes stands for the results of operators that were not watched."""
-        self._standing_in = True
-        try:
-            yield
-        finally:
-            self._standing_in = False
-
-    def ends(self, number: int) -> None:
+    def _ends(self, number: int) -> None:
         self._finished = number
 
     # ---- modules
@@ -285,8 +253,7 @@ class Recorder(TorchDispatchMode):
         return self.memory.keeps(tensor, self._stack[-1].call if self._stack else self.root)
 
 
-LAST = 2**63
-"""The nodes of the graph which add to a parameter's gradient have the largest number there is, no less than this."""
+_LAST = 2**63  # the number of nodes that add to a parameter's gradient is the largest there is
 
 
 def _add(counts: Counter[str], flops: int, elementwise: int, size: int) -> None:
