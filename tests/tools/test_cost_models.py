@@ -301,3 +301,9 @@ def test_what_is_kept_is_what_a_real_run_keeps(model, inputs, forward, backward)
     report = nacre.cost(model, *inputs)
     assert (report.flops, report.backward_flops) == (forward, backward)
     assert report.saved_bytes == kept(model, *inputs) and not report.unknown
+
+
+def test_the_bill_of_an_lstm_is_the_same_each_time():
+    model, x = torch.nn.LSTM(4, 8), torch.zeros(5, 2, 4)
+    first, second = (nacre.cost(model, x) for _ in range(2))
+    assert first.total == second.total and first.peak_bytes == second.peak_bytes

@@ -37,7 +37,7 @@ class Stage:
     def _stand_in(self, original: Tensor) -> Tensor:
         if self.mode is None:
             new = original.detach()
-        elif type(original) in _PLAIN or isinstance(original, _fake_tensor()):
+        elif type(original) in _PLAIN or isinstance(original, fake_tensor()):
             new = self._fake(original)
         else:
             new = self.mode.from_tensor(original)  # a subclass of somebody's own
@@ -86,7 +86,8 @@ def tensors(value: Any) -> Iterator[Tensor]:
 _PLAIN = (Tensor, nn.Parameter, nn.Buffer)
 
 
-def _fake_tensor() -> type:
+def fake_tensor() -> type:
+    """The class of fake tensors, whose import takes a while."""
     from torch._subclasses.fake_tensor import FakeTensor
 
     return FakeTensor
@@ -100,7 +101,7 @@ def _countable(tensor: Tensor) -> bool:
 
 def is_real(values: list[Tensor]) -> bool:
     """Whether all tensors have values."""
-    fake = _fake_tensor()
+    fake = fake_tensor()
     return not any(tensor.is_meta or isinstance(tensor, fake) for tensor in values)
 
 
