@@ -176,7 +176,7 @@ struct Product {
     in_parallel(panels.vectors, per_thread, [&](int64_t from, int64_t to) {
       const int64_t first = from * lanes<A>, last = std::min(to * lanes<A>, columns);
       const Panels<A> own(last - first);
-      Scratch<A> packed(panel_vectors * lanes<A> * depths.largest() / 2);
+      Scratch<A> packed(panel_vectors * lanes<A> * depths.largest());
       Scratch<A> tiles(in_place ? 0 : packed_rows(rows) * depth + lanes<A>);
       if (!in_place) pack_tiles(left, rows, depth, tiles.get(), first == 0 ? row_sums : nullptr, add);
       const Parts groups(own.count, Parts(shared_values, std::max<int64_t>(rows * panel_vectors * lanes<A>, 1)).count);

@@ -102,7 +102,8 @@ inline void write(T* to, Stored<T> values, Part part) {
 template <class T>
 inline Stored<T> read(const T* from, Part part) {
   Stored<T> values = {};
-  for (int64_t lane = 0; lane < part.count; ++lane) std::memcpy(reinterpret_cast<T*>(&values) + lane, from + lane, sizeof(T));
+  const int64_t count = std::min<int64_t>(part.count, sizeof(values) / sizeof(T));  // a part is no more: so GCC knows
+  for (int64_t lane = 0; lane < count; ++lane) std::memcpy(reinterpret_cast<T*>(&values) + lane, from + lane, sizeof(T));
   return values;
 }
 
