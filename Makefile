@@ -1,7 +1,7 @@
 # make demo    sets everything up and runs the demonstration
 # make test    sets everything up and runs the tests
 # make lint    style and types; make native: the C++ kernels
-# make sanitize    the kernels' tests under AddressSanitizer; make sanitize-quick: without the contract, on one instruction set
+# make sanitize    the kernels' tests under AddressSanitizer; make sanitize-quick: most of them, on one instruction set
 #
 # A fresh machine needs Python 3.11 or later with venv, and a C++ compiler for the kernels. PYTHON=... names another
 # interpreter, CXX=... another compiler.
@@ -87,8 +87,9 @@ sanitize: .venv/.packages
 	        { cat build/sanitize/report.*; exit 1; }; \
 	done
 
-# what .ci/run has the time for: the kernels' own tests with the best instruction set
-QUICK_NAMES := not lesser and not whole_process and not fork_finds and not test_contract and not compile
+# what .ci/run has the time for: the kernels' own tests and the contract's shapes, with the best instruction set
+QUICK_NAMES := not lesser and not whole_process and not fork_finds and not compile \
+    and (not test_contract or forward_and_gradients)
 
 sanitize-quick: native
 	$(MAKE) sanitize CAPABILITIES=best SANITIZED_NAMES="$(QUICK_NAMES)" \
