@@ -20,8 +20,8 @@ def bench(
 ) -> BenchReport:
     """Measures layers by torch.nn, torch.compile and nacre against each other and against the machine's limit.
 
-    Every result is checked before it is timed. The sides of a case run in one process, in rotated order; each
-    allocator has a fresh process, so that nothing of this one changes the times.
+    Every result is checked before it is timed. The sides of a case run in one process, in an order drawn anew each
+    round; each allocator has a fresh process, so that nothing of this one changes the times.
 
     Args:
         names: layers and blocks, or ``layer/case`` for one case. Default: all.
