@@ -12,10 +12,12 @@ from tests.support import assert_as_good_as_torch
 pytestmark = pytest.mark.skipif(native.unavailable() != "", reason="the kernels were not built")
 
 # N, D, E: around a tile of 6 rows, vectors of 4, 8 and 16, panels of 64, a depth block of 384 and a left factor of
-# 131,072 values (above, all threads pack the right factor together), primes, nothing at all
+# 131,072 values (above, all threads pack the right factor together), few rows of many features (whose result is made
+# transposed), primes, nothing at all
 SHAPES = [
     (1, 1, 1), (5, 2, 3), (6, 15, 16), (7, 17, 15), (13, 63, 65), (65, 64, 63), (3, 1023, 17), (1023, 3, 5),
     (2, 383, 129), (12, 385, 64), (97, 769, 31), (400, 400, 50), (521, 389, 67),
+    (9, 67, 131), (15, 1023, 193), (64, 770, 400), (131, 1040, 1031),
     (200, 801, 1700), (0, 5, 3), (4, 0, 3), (4, 5, 0),
 ]  # fmt: skip
 

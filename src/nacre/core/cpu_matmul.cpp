@@ -108,6 +108,26 @@ void pack_tiles(Matrix<A> matrix, int64_t rows, int64_t depth, A* packed, A* row
   }
 }
 
+template <class A>
+void put_transposed(Matrix<A> matrix, int64_t rows, int64_t columns, bool add, A* out, int64_t out_stride) {
+  constexpr std::integral_constant<int64_t, lanes<A>> all;  // a size that the compiler knows keeps squares in registers
+  for (int64_t m = 0; m < rows; m += lanes<A>)
+    over_row<A>(columns, [&](int64_t n, auto across) {
+      const auto put = [&](auto height, auto down, auto width) {
+        Vector<A> square[lanes<A>] = {};
+        for (int64_t i = 0; i < width; ++i) square[i] = load(matrix.at(m, n + i).values, down);
+        transpose<A>(square);
+        for (int64_t i = 0; i < height; ++i) {
+          A* to = out + (m + i) * out_stride + n;
+          store(to, add ? load(to, across) + square[i] : square[i], across);
+        }
+      };
+      const int64_t height = std::min(lanes<A>, rows - m), width = std::min(lanes<A>, columns - n);
+      if (height == lanes<A> && width == lanes<A>) put(all, Whole{}, all);
+      else put(height, Part{height}, width);
+    });
+}
+
 // ---- tiles
 
 template <class A, int64_t rows, int64_t vectors>
@@ -186,6 +206,8 @@ template void pack_panels(Matrix<BFloat16>, int64_t, int64_t, int64_t, int64_t, 
 template void pack_panels(Matrix<Half>, int64_t, int64_t, int64_t, int64_t, float*);
 template void pack_tiles(Matrix<float>, int64_t, int64_t, float*, float*, bool);
 template void pack_tiles(Matrix<double>, int64_t, int64_t, double*, double*, bool);
+template void put_transposed(Matrix<float>, int64_t, int64_t, bool, float*, int64_t);
+template void put_transposed(Matrix<double>, int64_t, int64_t, bool, double*, int64_t);
 template void multiply_panel(Rows<float>, int64_t, int64_t, const float*, int64_t, bool, float*, int64_t, Ahead*);
 template void multiply_panel(Rows<double>, int64_t, int64_t, const double*, int64_t, bool, double*, int64_t, Ahead*);
 

@@ -4,7 +4,7 @@
 // (C, H W) a sample; each thread takes whole samples, or part of one where they are few.
 #pragma once
 
-#include "nacre/core/cpu_matmul.h"
+#include "nacre/core/cpu_product.h"
 #include "nacre/layers/conv2d/kernel_cpu.h"
 
 namespace nacre::conv2d {

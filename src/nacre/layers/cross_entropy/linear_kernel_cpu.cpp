@@ -2,7 +2,7 @@
 // their own gradient in one piece of memory, which the two products of the backward read.
 //
 // x: (N, D) rows, w: (C, D) the linear map, z: (R, C) the logits of a chunk; each row has one target y.
-#include "nacre/core/cpu_matmul.h"
+#include "nacre/core/cpu_product.h"
 #include "nacre/layers/cross_entropy/kernel_cpu.h"
 
 #include <optional>

@@ -1,7 +1,7 @@
 // Linear: formula.py, each of its products in tiles that stay in registers. N rows of D features in and E features out.
 #include "nacre/core/cpu_activation.h"
 #include "nacre/core/cpu_dropout.h"
-#include "nacre/core/cpu_matmul.h"
+#include "nacre/core/cpu_product.h"
 
 #include <string>
 #include <tuple>

@@ -4,8 +4,9 @@ import math
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
-from nacre.core import check
+from nacre.core import check, choice
 from nacre.core.choice import FLOATS, cpp_kernel, torch_instead, torch_is_ahead, unserved
 from nacre.core.op import Op
 from nacre.core.tracing import Proxy, traced
@@ -21,6 +22,7 @@ _op = Op(
     kernels=[cpp_kernel(dtypes=(torch.float32, torch.float64))],
 )
 
+_torchs_linear = torch._C._nn.linear  # what torch.nn.functional.linear is
 _TORCH_BELOW = 1 << 23  # multiply-adds
 _TOO_FEW = f"{_TORCH_BELOW:,} multiply-adds"
 _FEW_ROWS = 8  # which a kernel of their own multiplies (core/cpu_few_rows.h)
@@ -69,6 +71,17 @@ class Linear(torch.nn.Linear):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        if (
+            type(input) is Tensor
+            and choice.unwatched
+            and (values := input.numel()) * self.out_features < _TORCH_BELOW
+            and (values > _FEW_ROWS * self.in_features or self.in_features * self.out_features < _WEIGHTS_OF_FEW)
+            and not is_dynamo_compiling()
+        ):
+            try:
+                return _torchs_linear(input, self.weight, self.bias)
+            except RuntimeError:
+                pass  # what follows says more clearly what is wrong
         if type(input) is not Tensor and isinstance(input, Proxy):
             return traced(self, input)
         return linear(input, self.weight, self.bias)

@@ -6,7 +6,7 @@
 
 #include <vector>
 
-#include "nacre/core/cpu_matmul.h"
+#include "nacre/core/cpu_product.h"
 
 namespace nacre {
 
