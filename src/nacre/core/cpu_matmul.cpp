@@ -25,85 +25,77 @@ inline void transpose(Vector<A>* rows) {
   }
 }
 
-// A vector of columns of the matrix (K, up to a vector): packed rows are `stride` apart.
+// Columns of the matrix (K, columns), which lie side by side: packed rows are `stride` apart. The rows may be pages apart,
+// where the processor does not foresee the next one.
+template <class T>
+void pack_side_by_side(Matrix<T> matrix, int64_t depth, int64_t columns, Accumulator<T>* packed, int64_t stride) {
+  using A = Accumulator<T>;
+  constexpr int64_t ahead = 16, line_values = cache_line / sizeof(T);
+  for (int64_t k = 0; k < depth; ++k) {
+    const T* row = matrix.at(k, 0).values;
+    for (int64_t n = 0; n < columns; n += line_values) __builtin_prefetch(row + ahead * matrix.row_stride + n);
+    over_row<A>(columns, [&](int64_t n, auto which) { store(packed + k * stride + n, load(row + n, which), Whole{}); });
+  }
+}
+
+// A vector of columns of the matrix (K, up to a vector), each of which lies together, or any.
 template <class T>
 void pack_vector(Matrix<T> matrix, int64_t depth, int64_t columns, Accumulator<T>* packed, int64_t stride) {
   using A = Accumulator<T>;
   int64_t k = 0;
-  if (matrix.column_stride == 1 && columns == lanes<A>) {
-    for (; k < depth; ++k) store(packed + k * stride, load(matrix.at(k, 0).values, Whole{}), Whole{});
-  } else if (matrix.column_stride == 1) {
-    for (; k < depth; ++k) store(packed + k * stride, load(matrix.at(k, 0).values, Part{columns}), Whole{});
-  } else if (matrix.row_stride == 1) {
-    for (; k + lanes<A> <= depth; k += lanes<A>) {
-      Vector<A> square[lanes<A>] = {};
-      for (int64_t n = 0; n < columns; ++n) square[n] = load(matrix.at(k, n).values, Whole{});
-      transpose<A>(square);
-      for (int64_t i = 0; i < lanes<A>; ++i) store(packed + (k + i) * stride, square[i], Whole{});
-    }
+  for (; matrix.row_stride == 1 && k + lanes<A> <= depth; k += lanes<A>) {
+    Vector<A> square[lanes<A>] = {};
+    for (int64_t n = 0; n < columns; ++n) square[n] = load(matrix.at(k, n).values, Whole{});
+    transpose<A>(square);
+    for (int64_t i = 0; i < lanes<A>; ++i) store(packed + (k + i) * stride, square[i], Whole{});
   }
   for (; k < depth; ++k)
     for (int64_t n = 0; n < lanes<A>; ++n)
       packed[k * stride + n] = n < columns ? static_cast<A>(*matrix.at(k, n).values) : A(0);
 }
 
+// Columns of the matrix (K, columns) as one panel or strip, whose rows are `stride` apart; zeros fill the last vector up.
+template <class T>
+void pack(Matrix<T> matrix, int64_t depth, int64_t columns, Accumulator<T>* packed, int64_t stride) {
+  using A = Accumulator<T>;
+  if (matrix.column_stride == 1) return pack_side_by_side(matrix, depth, columns, packed, stride);
+  for (int64_t n = 0; n < columns; n += lanes<A>)
+    pack_vector(matrix.at(0, n), depth, std::min(lanes<A>, columns - n), packed + n, stride);
+}
+
 template <class T>
 void pack_panels(Matrix<T> matrix, int64_t depth, int64_t columns, int64_t from, int64_t to, Accumulator<T>* packed) {
-  using A = Accumulator<T>;
-  const Panels<A> panels(columns);
+  const Panels<Accumulator<T>> panels(columns);
   for (int64_t panel = from; panel < to; ++panel) {
     const int64_t begin = panels.begin(panel), size = panels.size(panel);
-    A* to_panel = packed + (begin - panels.begin(from)) * depth;
-    for (int64_t n = begin; n < begin + size; n += lanes<A>)
-      pack_vector(matrix.at(0, n), depth, std::min(lanes<A>, columns - n), to_panel + (n - begin), size);
+    pack(matrix.at(0, begin), depth, std::min(size, columns - begin), packed + (begin - panels.begin(from)) * depth,
+         size);
   }
 }
 
-// Sums of a packed tile's rows: of short runs first, since rounding errors grow with the length of a plain sum. A run is
-// as many steps as fill tile_rows vectors, so that a lane of a vector has values of one row alone.
+// Sums of a packed strip's rows: of short runs first, since rounding errors grow with the length of a plain sum.
 template <class A>
-void add_rows(const A* tile, int64_t depth, int64_t rows, bool add, A* sums) {
-  Vector<A> totals[tile_rows] = {};
-  int64_t k = 0;
-  for (; k + lanes<A> <= depth; k += lanes<A>)
-    for (int64_t v = 0; v < tile_rows; ++v) totals[v] += load(tile + k * tile_rows + v * lanes<A>, Whole{});
-  A row_sums[tile_rows] = {};
-  for (int64_t i = 0; i < tile_rows * lanes<A>; ++i) row_sums[i % tile_rows] += totals[i / lanes<A>][i % lanes<A>];
-  for (; k < depth; ++k)
-    for (int64_t r = 0; r < tile_rows; ++r) row_sums[r] += tile[k * tile_rows + r];
-  for (int64_t r = 0; r < rows; ++r) sums[r] = add ? sums[r] + row_sums[r] : row_sums[r];
-}
-
-// Packs rows that lie side by side: whole vectors of them, of which the next one overwrites what is too much. The depth
-// goes in blocks, so that a line of the cache that holds rows of several tiles is read for all of them in turn.
-template <class A>
-void pack_tiles_side_by_side(Matrix<A> matrix, int64_t rows, int64_t depth, A* packed) {
-  constexpr int64_t block = 32, overwritten = (lanes<A> - 1) / tile_rows;  // steps that a vector reaches beyond its own
-  for (int64_t begin = 0; begin < depth; begin += block) {
-    const int64_t end = std::min(begin + block, depth), safe = std::min(end, depth - overwritten);
-    A* to = packed;
-    for (int64_t m = 0; m < rows; m += tile_rows, to += tile_rows * depth) {
-      const auto copy = [&](int64_t k, auto from, auto until) {
-        for (; k < until; ++k) store(to + k * tile_rows, load(matrix.at(m, k).values, from), Whole{});
-        for (; k < end; ++k)  // the next tile is there already
-          store(to + k * tile_rows, load(matrix.at(m, k).values, from), Part{tile_rows});
-      };
-      if (m + lanes<A> <= rows) copy(begin, Whole{}, safe);
-      else copy(begin, Part{rows - m}, safe);
-    }
-  }
+void add_rows(const A* strip, int64_t depth, int64_t rows, bool add, A* sums) {
+  constexpr int64_t runs = 8;
+  over_row<A>(rows, [&](int64_t r, auto which) {
+    Vector<A> run[runs] = {};
+    const A* values = strip + r;
+    int64_t k = 0;
+    for (; k + runs <= depth; k += runs)
+#pragma GCC unroll 8
+      for (int64_t i = 0; i < runs; ++i, values += strip_rows) run[i] += load(values, Whole{});
+    for (; k < depth; ++k, values += strip_rows) run[0] += load(values, Whole{});
+    for (int64_t distance = runs / 2; distance > 0; distance /= 2)
+      for (int64_t i = 0; i < distance; ++i) run[i] += run[i + distance];
+    store(sums + r, add ? load(sums + r, which) + run[0] : run[0], which);
+  });
 }
 
 template <class A>
-void pack_tiles(Matrix<A> matrix, int64_t rows, int64_t depth, A* packed, A* row_sums, bool add) {
-  const bool side_by_side = matrix.row_stride == 1 && lanes<A> >= tile_rows;
-  if (side_by_side) pack_tiles_side_by_side(matrix, rows, depth, packed);
-  for (int64_t m = 0; m < rows; m += tile_rows, packed += tile_rows * depth) {
-    const int64_t size = std::min(tile_rows, rows - m);
-    if (!side_by_side)
-      for (int64_t k = 0; k < depth; ++k)
-        for (int64_t r = 0; r < tile_rows; ++r)
-          packed[k * tile_rows + r] = r < size ? *matrix.at(m + r, k).values : A(0);
+void pack_strips(Matrix<A> matrix, int64_t rows, int64_t depth, A* packed, A* row_sums, bool add) {
+  for (int64_t m = 0; m < rows; m += strip_rows, packed += strip_rows * depth) {
+    const int64_t size = std::min(strip_rows, rows - m);
+    pack(matrix.transposed().at(0, m), depth, size, packed, strip_rows);
     if (row_sums) add_rows(packed, depth, size, add, row_sums + m);
   }
 }
@@ -173,7 +165,7 @@ void multiply_rows(Rows<A> left, int64_t rows, int64_t depth, const A* panel, in
     const char* next = ahead ? ahead->take(depth) : nullptr;
     const void* fetched = next ? next : static_cast<const void*>(panel);
     multiply_tile<A, count, vectors>(left.values, left.row_stride, left.depth_stride, depth, panel, columns, add, out,
-                                     out_stride, static_cast<const char*>(fetched), next ? cache_line : 0);
+                                     out_stride, static_cast<const char*>(fetched), next ? ahead->stride() : 0);
   };
   for (; rows >= tile_rows; rows -= tile_rows, left.values += left.tile_stride, out += tile_rows * out_stride)
     tile(std::integral_constant<int64_t, tile_rows>());
@@ -204,8 +196,8 @@ template void pack_panels(Matrix<float>, int64_t, int64_t, int64_t, int64_t, flo
 template void pack_panels(Matrix<double>, int64_t, int64_t, int64_t, int64_t, double*);
 template void pack_panels(Matrix<BFloat16>, int64_t, int64_t, int64_t, int64_t, float*);
 template void pack_panels(Matrix<Half>, int64_t, int64_t, int64_t, int64_t, float*);
-template void pack_tiles(Matrix<float>, int64_t, int64_t, float*, float*, bool);
-template void pack_tiles(Matrix<double>, int64_t, int64_t, double*, double*, bool);
+template void pack_strips(Matrix<float>, int64_t, int64_t, float*, float*, bool);
+template void pack_strips(Matrix<double>, int64_t, int64_t, double*, double*, bool);
 template void put_transposed(Matrix<float>, int64_t, int64_t, bool, float*, int64_t);
 template void put_transposed(Matrix<double>, int64_t, int64_t, bool, double*, int64_t);
 template void multiply_panel(Rows<float>, int64_t, int64_t, const float*, int64_t, bool, float*, int64_t, Ahead*);

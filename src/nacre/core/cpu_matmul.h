@@ -16,6 +16,7 @@
 namespace nacre {
 
 constexpr int64_t tile_rows = 6;  // with four vectors a row: 24 sums, 4 factors and a spread value, in 32 registers
+constexpr int64_t strip_rows = 8 * tile_rows;  // packed side by side: whole tiles, and whole vectors of any width
 constexpr int64_t panel_vectors = vector_bytes == 64 ? 4 : 2;  // two where there are 16 registers
 constexpr int64_t depth_block = 384;  // a tile's rows in the first cache, a panel of this depth in the second
 constexpr int64_t multiply_adds_per_thread = 1 << 18;  // below, starting a thread costs more than it saves
@@ -66,10 +67,11 @@ inline void pack_panels(Matrix<T> matrix, int64_t depth, int64_t columns, Accumu
   pack_panels(matrix, depth, columns, 0, Panels<Accumulator<T>>(columns).count, packed);
 }
 
-// Packs the rows of a matrix (M, K) into tiles, (K, tile_rows) each, the last one filled up with zeros; a vector beyond
-// the last may be written to. row_sums: (M), the sums of the rows, or added to what is there; or null.
+// Packs the rows of a matrix (M, K) into strips, (K, strip_rows) each, one after the other; what is no row of the last
+// one is left as it is, but for the lanes of a vector. row_sums: (M), the sums of the rows, or added to what is there; or
+// null.
 template <class A>
-void pack_tiles(Matrix<A> matrix, int64_t rows, int64_t depth, A* packed, A* row_sums = nullptr, bool add = false);
+void pack_strips(Matrix<A> matrix, int64_t rows, int64_t depth, A* packed, A* row_sums = nullptr, bool add = false);
 
 // Writes a matrix (M, N) whose columns lie together in memory to `out`, its rows `out_stride` apart; or adds it.
 template <class A>
@@ -85,7 +87,9 @@ struct Rows {
   explicit Rows(Matrix<A> matrix)
       : values(matrix.values), row_stride(matrix.row_stride), depth_stride(matrix.column_stride),
         tile_stride(tile_rows * matrix.row_stride) {}
-  // They are packed into tiles.
+  // They are a packed strip.
+  static Rows of_strip(const A* packed) { return Rows(Matrix<A>{packed, 1, strip_rows}); }
+  // They are packed into tiles, (K, tile_rows) each.
   Rows(const A* packed, int64_t depth)
       : values(packed), row_stride(1), depth_stride(tile_rows), tile_stride(tile_rows * depth) {}
 };
@@ -95,17 +99,25 @@ constexpr int64_t cache_line = 64;
 // Memory that is read after a product, and comes into the caches during it: a line at each step of a tile's depth.
 class Ahead {
  public:
-  Ahead(const void* begin, int64_t bytes) : next_(static_cast<const char*>(begin)), end_(next_ + bytes) {}
+  // Lines that follow each other.
+  Ahead(const void* begin, int64_t bytes) : Ahead(begin, bytes, cache_line, 0) {}
+  // Rows of so many bytes, `row_stride` bytes apart: a line of each of them, then the next line of each.
+  Ahead(const void* begin, int64_t bytes, int64_t row_stride) : Ahead(begin, bytes, row_stride, cache_line) {}
 
-  // Where the next lines begin, or null where all have been taken.
+  // Where the next lines begin, each a stride from the other; or null where all have been taken.
   const char* take(int64_t lines) {
     const char* begin = next_ < end_ ? next_ : nullptr;
-    next_ += begin ? lines * cache_line : 0;
+    next_ += begin ? (step_ ? step_ : lines * stride_) : 0;
     return begin;
   }
+  int64_t stride() const { return stride_; }
 
  private:
+  Ahead(const void* begin, int64_t bytes, int64_t stride, int64_t step)
+      : next_(static_cast<const char*>(begin)), end_(next_ + bytes), stride_(stride), step_(step) {}
+
   const char *next_, *end_;
+  int64_t stride_, step_;
 };
 
 // Writes C = A B, or adds A B to C, for one panel of B. left: (M, K), panel: (K, size), out: (M, `columns`), its rows

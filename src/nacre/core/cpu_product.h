@@ -64,17 +64,17 @@ struct Product {
       const int64_t first = from * lanes<A>, last = std::min(to * lanes<A>, columns);
       const Panels<A> own(last - first);
       Scratch<A> packed(panel_vectors * lanes<A> * depths.largest());
-      Scratch<A> tiles(in_place ? 0 : packed_rows(rows) * depth + lanes<A>);
-      if (!in_place) pack_tiles(left, rows, depth, tiles.get(), first == 0 ? row_sums : nullptr, add);
+      const Scratch<A> strips(in_place ? 0 : in_strips(rows) * depth);
+      if (!in_place) pack_strips(left, rows, depth, strips.get(), first == 0 ? row_sums : nullptr, add);
       const Parts groups(own.count, Parts(shared_values, std::max<int64_t>(rows * panel_vectors * lanes<A>, 1)).count);
       for (int64_t group = 0; group < groups.count; ++group)
         for (int64_t part = 0; part < depths.count; ++part) {
           const int64_t k = depths.begin(part), steps = depths.begin(part + 1) - k;
-          const Rows<A> block = in_place ? Rows<A>(left.at(0, k)) : Rows<A>(tiles.get() + k * tile_rows, depth);
+          const Block block{left.at(0, k), strips.get() + k * strip_rows, strip_rows * depth};
           for (int64_t panel = groups.begin(group); panel < groups.begin(group + 1); ++panel) {
             const int64_t n = first + own.begin(panel), n_end = std::min(first + own.begin(panel + 1), last);
             pack_panels(right.at(k, n), steps, n_end - n, packed.get());
-            multiply_panel(block, rows, steps, packed.get(), n_end - n, add || part > 0, out + n, out_stride);
+            multiply_block(block, rows, steps, packed.get(), n_end - n, add || part > 0, out + n);
             if (part + 1 == depths.count) finish(0, rows, n, n_end);
           }
         }
@@ -91,7 +91,7 @@ struct Product {
 
   void by_transposing() const {
     const int64_t per_thread = Parts(multiply_adds_per_thread, std::max<int64_t>(tile_rows * rows * depth, 1)).count;
-    in_parallel(packed_rows(columns) / tile_rows, per_thread, [&](int64_t from, int64_t to) {
+    in_parallel(in_tiles(columns), per_thread, [&](int64_t from, int64_t to) {
       const Panels<A> own(rows);
       const Scratch<A> packed(own.begin(own.count) * depth), block(row_block * rows);
       for (int64_t part = 0; part < depths.count; ++part)
@@ -122,7 +122,7 @@ struct Product {
         pack(portion);
         const int64_t tile_work = tile_rows * depth * (panels.begin(portion.panel_end) - panels.begin(portion.panel));
         const int64_t per_thread = Parts(multiply_adds_per_thread, std::max<int64_t>(tile_work, 1)).count;
-        in_parallel(packed_rows(rows) / tile_rows, per_thread, [&](int64_t from, int64_t to) {
+        in_parallel(in_tiles(rows), per_thread, [&](int64_t from, int64_t to) {
           multiply_rows(portion, from * tile_rows, std::min(to * tile_rows, rows));
         });
       }
@@ -135,7 +135,33 @@ struct Product {
     A* packed;
   };
 
-  static int64_t packed_rows(int64_t rows) { return (rows + tile_rows - 1) / tile_rows * tile_rows; }
+  // Rows of the left factor: where they lie, or, where they are packed, their first strip and how far it is to the next.
+  struct Block {
+    Matrix<A> where;
+    const A* strips;
+    int64_t strip_stride;
+  };
+
+  void multiply_block(const Block& block, int64_t rows, int64_t depth, const A* panel, int64_t columns, bool add, A* to,
+                      Ahead* ahead = nullptr) const {
+    if (in_place) return multiply_panel(Rows<A>(block.where), rows, depth, panel, columns, add, to, out_stride);
+    const A* strip = block.strips;
+    for (int64_t m = 0; m < rows; m += strip_rows, strip += block.strip_stride)
+      multiply_panel(Rows<A>::of_strip(strip), std::min(strip_rows, rows - m), depth, panel, columns, add,
+                     to + m * out_stride, out_stride, ahead);
+  }
+
+  // What multiply_rows packs after a block and a part of the depth, where that lies in rows which no processor foresees.
+  Ahead packed_next(const Portion& portion, int64_t m, int64_t part, int64_t end) const {
+    const bool same_rows = part + 1 < portion.part_end;
+    const int64_t row = same_rows ? m : m + row_block, next = same_rows ? part + 1 : portion.part;
+    if (in_place || left.row_stride != 1 || row >= end) return {nullptr, 0};
+    return {left.at(row, depths.begin(next)).values, std::min(row_block, end - row) * int64_t{sizeof(A)},
+            left.column_stride * int64_t{sizeof(A)}};
+  }
+
+  static int64_t in_tiles(int64_t rows) { return (rows + tile_rows - 1) / tile_rows; }
+  static int64_t in_strips(int64_t rows) { return (rows + strip_rows - 1) / strip_rows * strip_rows; }
   int64_t steps(int64_t part) const { return depths.begin(part + 1) - depths.begin(part); }
 
   A* place(const Portion& portion, int64_t part, int64_t panel) const {
@@ -158,18 +184,19 @@ struct Product {
   }
 
   void multiply_rows(const Portion& portion, int64_t begin, int64_t end) const {
-    const Scratch<A> tiles(in_place ? 0 : row_block * depths.largest() + lanes<A>);
+    const Scratch<A> strips(in_place ? 0 : row_block * depths.largest());
     for (int64_t m = begin; m < end; m += row_block) {
       const int64_t m_end = std::min(m + row_block, end);
       for (int64_t part = portion.part; part < portion.part_end; ++part) {
         const Matrix<A> here = left.at(m, depths.begin(part));
         A* sums = portion.panel == 0 && row_sums ? row_sums + m : nullptr;
-        if (!in_place) pack_tiles(here, m_end - m, steps(part), tiles.get(), sums, add || part > 0);
-        const Rows<A> block = in_place ? Rows<A>(here) : Rows<A>(tiles.get(), steps(part));
+        if (!in_place) pack_strips(here, m_end - m, steps(part), strips.get(), sums, add || part > 0);
+        const Block block{here, strips.get(), strip_rows * steps(part)};
+        Ahead next = packed_next(portion, m, part, end);
         for (int64_t panel = portion.panel; panel < portion.panel_end; ++panel) {
           const int64_t n = panels.begin(panel), n_end = std::min(panels.begin(panel + 1), columns);
-          multiply_panel(block, m_end - m, steps(part), place(portion, part, panel), n_end - n, add || part > 0,
-                         out + m * out_stride + n, out_stride);
+          multiply_block(block, m_end - m, steps(part), place(portion, part, panel), n_end - n, add || part > 0,
+                         out + m * out_stride + n, &next);
           if (part + 1 == depths.count) finish(m, m_end, n, n_end);
         }
       }
@@ -198,14 +225,14 @@ void product(Matrix<A> left, Matrix<A> right, int64_t rows, int64_t columns, int
 template <class A>
 void sum_rows(Matrix<A> matrix, int64_t rows, int64_t depth, A* sums, bool add = false) {
   const Parts depths(depth, depth_block);
-  const int64_t tiles = (rows + tile_rows - 1) / tile_rows;
-  const int64_t per_thread = Parts(values_per_thread, std::max<int64_t>(tile_rows * depth, 1)).count;
-  in_parallel(tiles, per_thread, [&](int64_t from, int64_t to) {
-    Scratch<A> tile(tile_rows * depths.largest() + lanes<A>);
-    for (int64_t m = from * tile_rows; m < std::min(to * tile_rows, rows); m += tile_rows)
+  const int64_t strips = (rows + strip_rows - 1) / strip_rows;
+  const int64_t per_thread = Parts(values_per_thread, std::max<int64_t>(strip_rows * depth, 1)).count;
+  in_parallel(strips, per_thread, [&](int64_t from, int64_t to) {
+    const Scratch<A> strip(strip_rows * depths.largest());
+    for (int64_t m = from * strip_rows; m < std::min(to * strip_rows, rows); m += strip_rows)
       for (int64_t part = 0; part < depths.count; ++part) {
         const int64_t k = depths.begin(part), steps = depths.begin(part + 1) - k;
-        pack_tiles(matrix.at(m, k), std::min(tile_rows, rows - m), steps, tile.get(), sums + m, add || part > 0);
+        pack_strips(matrix.at(m, k), std::min(strip_rows, rows - m), steps, strip.get(), sums + m, add || part > 0);
       }
   });
 }
