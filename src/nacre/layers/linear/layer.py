@@ -24,10 +24,10 @@ _op = Op(
 
 _torchs_linear = torch._C._nn.linear  # what torch.nn.functional.linear is
 _TORCH_BELOW = 1 << 23  # multiply-adds
-_TOO_FEW = f"{_TORCH_BELOW:,} multiply-adds"
+_TOO_FEW = f"{_TORCH_BELOW:,} multiply-adds without a backward"
 _FEW_ROWS = 8  # which a kernel of their own multiplies (core/cpu_few_rows.h)
 _WEIGHTS_OF_FEW = 1 << 18
-_TOO_SMALL = f"{_WEIGHTS_OF_FEW:,} weights"
+_TOO_SMALL = f"{_WEIGHTS_OF_FEW:,} weights without a backward"
 
 
 class Linear(torch.nn.Linear):
@@ -74,8 +74,10 @@ class Linear(torch.nn.Linear):
         if (
             type(input) is Tensor
             and choice.unwatched
+            and not (torch.is_grad_enabled() and self.weight.requires_grad)
             and (values := input.numel()) * self.out_features < _TORCH_BELOW
             and (values > _FEW_ROWS * self.in_features or self.in_features * self.out_features < _WEIGHTS_OF_FEW)
+            and not (torch.is_grad_enabled() and input.requires_grad)
             and not is_dynamo_compiling()
         ):
             try:
@@ -116,15 +118,17 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _short_of(input: Tensor, weight: Tensor) -> str:
-    """The size that a call lacks to be faster by nacre's kernel; empty when it lacks nothing."""
+    """What a call lacks to be faster by nacre's kernel; empty if it lacks nothing, as where a backward will follow."""
     if not (isinstance(input, Tensor) and isinstance(weight, Tensor)) or weight.dim() != 2:
+        return ""
+    if torch.is_grad_enabled() and (weight.requires_grad or input.requires_grad):
         return ""
     out_features, in_features = weight.shape
     if input.numel() <= _FEW_ROWS * in_features:
         return _TOO_SMALL if in_features * out_features < _WEIGHTS_OF_FEW else ""
     if input.numel() * out_features < _TORCH_BELOW:
         return _TOO_FEW
-    return "8 features out and 2 features in" if out_features < 8 or in_features < 2 else ""
+    return "8 features out and 2 features in without a backward" if out_features < 8 or in_features < 2 else ""
 
 
 def _fits(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
