@@ -1,6 +1,7 @@
 // Whole matrix products, shared among threads: how C = A B is cut so that what is packed stays in the caches.
 //
-// M rows and N columns of C, K the depth. Every way of cutting adds up an element's products in the same order.
+// M rows and N columns of C, K the depth. The sizes alone decide how, so that an element of C is the same sum whatever
+// the threads.
 #pragma once
 
 #include <algorithm>
