@@ -284,3 +284,21 @@ def test_a_small_linear_is_torchs_where_no_backward_follows():
         layer(input.detach())
     names = [choice.implementation for choice in choices]
     assert names == ["formula" if native.unavailable() else "C++ kernel"] * 4 + ["torch"]
+
+
+def test_few_tokens_of_a_small_table_are_torchs():
+    layer, tokens = nacre.Embedding(50, 8, padding_idx=3), torch.randint(50, (4, 5))
+    with record_choices() as choices:
+        nacre.functional.embedding(tokens, layer.weight, -47)
+        layer(tokens).sum().backward()
+    assert [choice.implementation for choice in choices] == ["torch"] * 2
+    found, layer.weight.grad = layer.weight.grad, None
+    layer(tokens).sum().backward()  # where nobody asks which implementation runs
+    assert torch.equal(found, layer.weight.grad) and not found[3].any()
+    assert torch.equal(layer(tokens), torch.nn.functional.embedding(tokens, layer.weight, 3))
+    with pytest.raises(IndexError, match="a table of 50 rows with indices from 0 to 49; got index 50 at position 1"):
+        layer(torch.tensor([0, 50]))
+    with record_choices() as choices:
+        layer(torch.randint(50, (300,)))
+        nacre.Embedding(2048, 512)(tokens)
+    assert "torch" not in [choice.implementation for choice in choices]

@@ -5,14 +5,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
-from nacre.core import check
-from nacre.core.choice import FLOATS, cpp_kernel, torch_instead, unserved
+from nacre.core import check, choice
+from nacre.core.choice import FLOATS, cpp_kernel, torch_instead, torch_is_ahead, unserved
 from nacre.core.op import Op
 from nacre.core.tracing import Proxy, traced
 from nacre.layers.embedding import formula
 
 _INDICES = (torch.int64, torch.int32)
+_FEW_TOKENS, _SMALL_TABLE = 256, 1 << 20  # below both, torch's own was measured faster
+_UNDER = f"{_FEW_TOKENS} tokens of a table of {_SMALL_TABLE:,} values"
 
 
 def _naming_the_index(lookup: Callable[..., Any]) -> Callable[..., Any]:
@@ -104,6 +107,18 @@ class Embedding(torch.nn.Embedding):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        if (
+            type(input) is Tensor
+            and choice.unwatched
+            and self.max_norm is None
+            and input.numel() < _FEW_TOKENS
+            and self.weight.numel() < _SMALL_TABLE
+            and not is_dynamo_compiling()
+        ):
+            try:
+                return _by_torch(input, self.weight, self.padding_idx, self.scale_grad_by_freq, self.sparse)
+            except (AssertionError, IndexError, RuntimeError):
+                pass  # what follows says more clearly what is wrong
         if type(input) is not Tensor and isinstance(input, Proxy):
             return traced(self, input)
         return embedding(
@@ -141,6 +156,11 @@ def embedding(
         >>> nacre.functional.embedding(torch.tensor(1), torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
         tensor([3., 4.])
     """
+    if max_norm is None and _is_small(input, weight) and torch_is_ahead("embedding", input, _UNDER):
+        try:
+            return _by_torch(input, weight, padding_idx, scale_grad_by_freq, sparse)
+        except (AssertionError, IndexError, RuntimeError):
+            pass  # what follows says more clearly what is wrong
     if not _plain(input, weight, padding_idx, sparse):
         if reason := _unusual(input, weight, padding_idx, scale_grad_by_freq and sparse):
             function = torch.nn.functional.embedding
@@ -155,6 +175,19 @@ def embedding(
     if max_norm is not None:
         _shorten_rows(weight.detach(), input, max_norm, norm_type)
     return _op(weight, input, num_embeddings, padding_idx, scale_grad_by_freq, sparse)
+
+
+def _is_small(input: Any, weight: Any) -> bool:
+    """Whether a few tokens are looked up in a table so small that a gradient of its size is quickly made."""
+    if not (isinstance(input, Tensor) and isinstance(weight, Tensor)) or weight.dim() != 2:
+        return False
+    return input.numel() < _FEW_TOKENS and weight.numel() < _SMALL_TABLE
+
+
+def _by_torch(input: Tensor, weight: Tensor, padding_idx: int | None, scaled: bool, sparse: bool) -> Tensor:
+    if padding_idx is None:
+        return torch.embedding(weight, input, -1, scaled, sparse)
+    return torch.nn.functional.embedding(input, weight, padding_idx, None, 2.0, scaled, sparse)
 
 
 def _plain(input: Any, weight: Any, padding_idx: Any, sparse: bool) -> bool:
