@@ -283,14 +283,17 @@ def test_the_backward_itself_refuses_what_does_not_fit():
 
 
 BY_TORCH = {
-    "small depthwise images": (nacre.Conv2d(6, 6, 3, groups=6), (99, 6, 8, 8), "several values"),
-    "channels last": (nacre.Conv2d(6, 6, 3, groups=6).to(memory_format=LAST), (99, 6, 9, 9), "several values"),
+    "small depthwise images": (nacre.Conv2d(6, 6, 3, groups=6), (99, 6, 8, 8), "small images"),
+    "channels last": (nacre.Conv2d(6, 6, 3, groups=6).to(memory_format=LAST), (99, 6, 9, 9), "small images"),
     "small call": (nacre.Conv2d(6, 6, 3, groups=6), (1, 6, 9, 9), "under 8,192 values"),
     "small product": (nacre.Conv2d(64, 6, 1), (1, 64, 14, 14), "under 16,384 values"),
     "half precision": (nacre.Conv2d(6, 6, 3, groups=6, dtype=torch.bfloat16), (99, 6, 9, 9), "half precision"),
-    "three by three": (nacre.Conv2d(9, 6, 3), (99, 9, 9, 9), "several values over several channels"),
-    "few tiles": (nacre.Conv2d(32, 32, 3), (2, 32, 31, 31), "several values over several channels"),
-    "channels last, wide": (nacre.Conv2d(32, 32, 3).to(memory_format=LAST), (3, 32, 32, 34), "several values"),
+    "three by three": (nacre.Conv2d(9, 6, 3), (99, 9, 9, 9), "several channels"),
+    "few tiles": (nacre.Conv2d(32, 32, 3), (2, 32, 31, 31), "several channels"),
+    "channels last, wide": (nacre.Conv2d(32, 32, 3).to(memory_format=LAST), (3, 32, 32, 34), "several channels"),
+    "strided depthwise": (nacre.Conv2d(6, 6, 3, stride=2, groups=6), (99, 6, 14, 14), "short rows"),
+    "strided product": (nacre.Conv2d(32, 32, 1, stride=2), (9, 32, 16, 16), "several channels"),
+    "product of small images": (nacre.Conv2d(32, 32, 1), (28, 32, 7, 7), "several channels"),
 }
 
 
@@ -303,7 +306,7 @@ def test_calls_which_are_torchs_as_a_whole(name):
         output = layer(input)
     assert [(choice.operator, choice.implementation) for choice in choices] == [("conv2d", "torch")]
     assert reason in choices[0].reason
-    expected = torchs_conv2d(input, layer.weight, layer.bias, groups=layer.groups)
+    expected = torchs_conv2d(input, layer.weight, layer.bias, layer.stride, groups=layer.groups)
     assert torch.equal(output, expected)
     grad = torch.randn_like(output)
     found, wanted = (torch.autograd.grad(result, [input, layer.weight], grad) for result in (output, expected))

@@ -47,6 +47,10 @@ def _large_plane(input: Tensor, *_: Any) -> bool:
     return input.shape[2] * input.shape[3] > _PLANE or at_any_size()
 
 
+def _long_rows(input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, *_: Any) -> bool:
+    return max(stride) == 1 or input.shape[3] >= 2 * _COLUMNS or at_any_size()
+
+
 def _large_plane_or_kernel(input: Tensor, weight: Tensor, *_: Any) -> bool:
     return _large_plane(input) or weight.shape[2] * weight.shape[3] > _TAPS
 
@@ -141,17 +145,22 @@ def best_left_to_torch(input: Tensor, weight: Tensor, stride: Any, dilation: Any
     if input.dtype not in _EXACT:
         return "half precision is torch's own"
     channels, rows, columns = weight.shape[1:]
+    several = "several channels"
     if channels == 1:
+        several = "one channel a group, of short rows or small images"
         plane = input.shape[-2] * input.shape[-1] > _PLANE and _in_planes(input, weight)
-        own = plane or rows * columns > _TAPS
+        steps = _at_most(1, stride) or input.shape[-1] > _COLUMNS
+        own = (plane and steps) or rows * columns > _TAPS
     else:
         if values < _SMALL_PRODUCT and not 1 < rows * columns <= _TAPS:
             return _UNDER_SMALL_PRODUCT
         few = channels <= _FEW and (input.requires_grad or (_at_most(2, stride) and _wide_planes(input, weight)))
         wide = rows == columns == 3 and _wide_kernels(input, weight) and input.dim() == 4 and _many_tiles(input)
         wide = wide and _at_most(1, stride, dilation) and _in_planes(input, weight)
-        own = groups == 1 and (rows == columns == 1 or few or wide)
-    return "" if own else "torch's own kernels are the fastest for kernels of several values over several channels"
+        plane = input.shape[-2] * input.shape[-1] >= _PIXELS or not _in_planes(input, weight)
+        product = rows == columns == 1 and _at_most(1, stride) and plane
+        own = groups == 1 and (product or few or wide)
+    return "" if own else f"torch's own are the fastest of such kernels over {several}"
 
 
 KERNELS = (
@@ -160,6 +169,7 @@ KERNELS = (
             **_DEPTHWISE,
             "images whose channels lie one after another": _in_planes,
             f"images of more than {_PLANE} values": _large_plane,
+            f"a stride of 1, or images of at least {2 * _COLUMNS} columns": _long_rows,
         },
         _EXACT,
     ),
