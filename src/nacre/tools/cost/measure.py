@@ -12,7 +12,7 @@ from nacre.tools.convert import ConversionReport, convert
 from nacre.tools.cost.patches import recording
 from nacre.tools.cost.recorder import Recorder
 from nacre.tools.cost.report import CostReport
-from nacre.tools.cost.stage import staged, tensors
+from nacre.tools.cost.stage import mapped, staged, tensors
 
 ROUNDS = 5
 SECONDS = 0.5
@@ -103,17 +103,9 @@ def _apart(value: Any) -> Any:
     """The same inputs, cut from the graph, with the same wish for gradients; one tensor in two places stays one."""
     cut: dict[int, Tensor] = {}
 
-    def walk(item: Any) -> Any:
-        if isinstance(item, Tensor):
-            if id(item) not in cut:
-                cut[id(item)] = item.detach().requires_grad_(item.requires_grad)
-            return cut[id(item)]
-        if isinstance(item, tuple) and hasattr(item, "_fields"):
-            return type(item)(*(walk(part) for part in item))
-        if isinstance(item, (tuple, list)):
-            return type(item)(walk(part) for part in item)
-        if isinstance(item, dict):
-            return {key: walk(part) for key, part in item.items()}
-        return item
+    def apart(tensor: Tensor) -> Tensor:
+        if id(tensor) not in cut:
+            cut[id(tensor)] = tensor.detach().requires_grad_(tensor.requires_grad)
+        return cut[id(tensor)]
 
-    return walk(value)
+    return mapped(value, apart)
