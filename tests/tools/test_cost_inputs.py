@@ -7,11 +7,14 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
 import nacre
+from nacre.tools.cost.speed import predict
 from nacre.tools.cost.stage import mapped, tensors
+from tests.tools.cost_support import SPEEDS
 from tests.tools.test_cost_exact import Function, flops
 from tests.tools.test_cost_models import kept
 
@@ -66,6 +69,29 @@ def test_inputs_are_replaced_wherever_they_are(wrapped):
         assert report.rows[0].inputs == ((10, 6),) and given.logits is x
     assert mapped([Slots(x), 3], lambda one: one.numel())[0].logits == 60
     assert len(list(tensors([Slots(x), 3, {"b": x}]))) == 2
+
+
+class Shifted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.layer(x) + torch.arange(4)
+
+
+@pytest.mark.parametrize(
+    "around", [FakeTensorMode, lambda: torch.device("meta"), lambda: FlopCounterMode(display=False)]
+)
+def test_a_bill_within_somebodys_mode(around):
+    with around():
+        report = nacre.cost(Shifted(), torch.empty(10, 6))
+        assert (report.flops, report.backward_flops, report.elementwise_flops) == (480, 480, 80)
+        predict(report, SPEEDS)
+    assert all(row.predicted_seconds > 0 for row in report.rows)
+    with around():
+        model = Shifted()
+    assert nacre.cost(model, torch.empty(10, 6)).flops == 480
 
 
 def test_factors_of_different_dtypes_are_refused_as_torch_does():

@@ -16,7 +16,7 @@ from nacre.core.cost import Cost
 from nacre.tools.cost.patches import recording
 from nacre.tools.cost.recorder import Call, Recorder
 from nacre.tools.cost.report import CostReport, CostRow
-from nacre.tools.cost.stage import Stage, is_real, staged, tensors
+from nacre.tools.cost.stage import Stage, apart, is_real, staged, tensors
 
 
 class CostError(ValueError):
@@ -93,7 +93,7 @@ def _run(model: nn.Module, inputs: Any, keywords: Any, real: bool) -> CostReport
     recorder = Recorder(model)
     signature = _signature(model)
     asked = torch.is_grad_enabled()  # in inference mode it is not, and tensors made there cannot be recorded elsewhere
-    with torch.inference_mode(False), torch.set_grad_enabled(asked), staged(model, real) as stage:
+    with apart(), torch.inference_mode(False), torch.set_grad_enabled(asked), staged(model, real) as stage:
         arguments, named = stage.values(inputs), stage.values(dict(keywords))
         recorder.memory.owns((*model.parameters(), *model.buffers()))
         parameter_bytes = recorder.memory.live

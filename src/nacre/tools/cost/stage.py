@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from nacre.core import check
 
@@ -139,6 +140,14 @@ def is_real(values: list[Tensor]) -> bool:
     """Whether all tensors have values."""
     fake = fake_tensor()
     return not any(tensor.is_meta or isinstance(tensor, fake) for tensor in values)
+
+
+@contextlib.contextmanager
+def apart() -> Iterator[None]:
+    """Runs a block apart from modes of the caller, as that of fake tensors, and a default device without values."""
+    without_values = torch.get_default_device().type == "meta"
+    with _disable_current_modes(), torch.device("cpu") if without_values else contextlib.nullcontext():
+        yield
 
 
 @contextlib.contextmanager

@@ -129,7 +129,7 @@ def find_target(name: str) -> Target:
 
     Example:
         >>> find_target("gpt").inputs
-        (Shape(lengths=(12, 64), tokens=True),)
+        (Shape(lengths=(12, 64), tokens=True, name=''),)
     """
     if name in APPLICATIONS:
         return _application(name)
