@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
 import nacre
+from nacre.tools.cost import ceilings
 from nacre.tools.cost.speed import predict
 from nacre.tools.cost.stage import mapped, tensors
 from tests.tools.cost_support import SPEEDS
@@ -174,3 +175,21 @@ def test_rare_operators():
     # division, product
     report = nacre.cost(nn.SoftMarginLoss(), torch.zeros(6, 4, requires_grad=True), torch.ones(6, 4))
     assert (report.elementwise_flops, report.backward_elementwise_flops) == (5 * 24, 6 * 24)
+
+
+@pytest.fixture
+def speeds(monkeypatch):
+    monkeypatch.setattr(ceilings, "machine_speeds", lambda needed: SPEEDS)
+
+
+def test_what_writes_into_its_input_is_measured(speeds):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
+    report = nacre.cost(model, torch.zeros(2, 3, 8, 8), measure=True)
+    assert all(row.measured_forward_seconds > 0 and row.measured_backward_seconds > 0 for row in report.rows)
+
+
+def test_without_gradients_no_backward_is_measured(speeds):
+    for without in (torch.no_grad(), torch.inference_mode()):
+        with without:
+            report = nacre.cost(nn.Sequential(nn.Linear(6, 4)), torch.zeros(10, 6), measure=True)
+        assert all(row.measured_forward_seconds > 0 and row.measured_backward_seconds == 0 for row in report.rows)

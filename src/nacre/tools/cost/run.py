@@ -16,7 +16,7 @@ from nacre.core.cost import Cost
 from nacre.tools.cost.patches import recording
 from nacre.tools.cost.recorder import Call, Recorder
 from nacre.tools.cost.report import CostReport, CostRow
-from nacre.tools.cost.stage import Stage, apart, is_real, staged, tensors
+from nacre.tools.cost.stage import Stage, apart, is_real, returned, staged, tensors
 
 
 class CostError(ValueError):
@@ -114,8 +114,7 @@ def _forward_and_backward(recorder: Recorder, signature: str, arguments: Any, na
             result = model(*arguments, **named)
     except Exception as error:
         raise _refused(model, signature, arguments, named, error) from error
-    found = [*tensors(result)] or [*tensors(getattr(result, "__dict__", None))]  # an object of somebody's own class
-    results = [tensor for tensor in found if tensor.requires_grad]
+    results = [tensor for tensor in returned(result) if tensor.requires_grad]
     recorder.memory.settle()
     if not results:
         return

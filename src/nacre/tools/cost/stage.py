@@ -104,6 +104,11 @@ def tensors(value: Any) -> Iterator[Tensor]:
             yield from tensors(getattr(value, name))
 
 
+def returned(result: Any) -> list[Tensor]:
+    """The tensors in what a model returns, be it an object of somebody's own class."""
+    return [*tensors(result)] or [*tensors(getattr(result, "__dict__", None))]
+
+
 def _fields(value: Any) -> tuple[str, ...]:
     """What a dataclass or a namespace consists of."""
     if isinstance(value, SimpleNamespace):
