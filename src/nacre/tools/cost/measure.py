@@ -37,13 +37,7 @@ def measure_rows(
         progress: is told how many rows are done, of how many, and the name of the next.
     """
     report.predict()
-    asked = torch.is_grad_enabled()  # in inference mode it is not, and what is made there cannot be recorded elsewhere
-    with (
-        torch.random.fork_rng(devices=[]),
-        torch.inference_mode(False),
-        torch.set_grad_enabled(asked),
-        staged(model, real=True) as stage,
-    ):
+    with torch.random.fork_rng(devices=[]), staged(model, real=True) as stage:
         noting = _Noting(model)
         with recording(noting):
             model(*stage.values(inputs), **stage.values(dict(keywords)))
@@ -90,13 +84,18 @@ class _Noting(Recorder):
     def enter(self, module: nn.Module, arguments: Any, keywords: Any) -> Any:
         given = _Given(module, _apart(arguments), _apart(keywords))
         self.given.append(given)
-        self._open.append((given, [(tensor, tensor._version) for tensor in tensors((arguments, keywords))]))
+        self._open.append((given, [(tensor, _version(tensor)) for tensor in tensors((arguments, keywords))]))
         return super().enter(module, arguments, keywords)
 
     def leave(self, frame: Any, result: Any) -> None:
         given, versions = self._open.pop()
-        given.changed = any(tensor._version != version for tensor, version in versions)
+        given.changed = any(_version(tensor) != version for tensor, version in versions)
         super().leave(frame, result)
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was written into; nobody counts it for one that was made in inference mode."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _time(given: _Given) -> tuple[float, float]:
