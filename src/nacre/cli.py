@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"nacre: {error}", file=sys.stderr)
     except KeyboardInterrupt:
+        print("nacre: interrupted", file=sys.stderr)
         return train_command.INTERRUPTED
     return 2
 

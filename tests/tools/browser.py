@@ -63,6 +63,12 @@ class Page:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if on else "light"}
         self._send("Emulation.setEmulatedMedia", features=[scheme])
 
+    def prints(self, width):
+        """As on a sheet of that many pixels."""
+        self._send("Emulation.setDeviceMetricsOverride", width=width, height=1000, deviceScaleFactor=1, mobile=False)
+        self._send("Emulation.setEmulatedMedia", media="print")
+        self.run("dispatchEvent(new Event('beforeprint'))")
+
     def picture(self):
         """The page as PNG."""
         return self._send("Page.captureScreenshot", captureBeyondViewport=True)["data"]

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from nacre.cli import main
 from nacre.tools.convert import convert
 from nacre.tools.cost import ceilings, compare, cost
+from nacre.tools.cost.target import usual_inputs
 from tests.tools.cost_support import SPEEDS
 
 MODELS = """
@@ -40,6 +42,15 @@ def lazy():
 class two(nn.Module):
     def forward(self, x, other):
         return x + other
+
+class interrupted(nn.Module):
+    calls = 0
+
+    def forward(self, x):
+        interrupted.calls += 1
+        if interrupted.calls > 1:
+            raise KeyboardInterrupt
+        return x * 2
 
 class recursive(nn.Module):
     def forward(self, x):
@@ -105,6 +116,15 @@ def test_two_bills(folder, capsys):
     ("arguments", "said"),
     [
         (["gtp"], "Did you mean gpt?"),
+        (["their_models:"], "a factory is package.module:name; got 'their_models:'. As in my_models:small"),
+        (["their_models.py:small"], "named by its module, not by a file; got 'their_models.py:small'. Did you mean"),
+        (["their_models:small", "--tokens", "2x6"], "the same dtype, but these have torch.float32 and torch.int64"),
+        (["their_models:small", "--input", f"{10**23}x6"], "an input has at most 281,474,976,710,656 numbers"),
+        (["their_models:small", "--input", "=2x6"], "or one with a name, as ids=4x512; got '=2x6'"),
+        (
+            ["their_models:two", "--input", "x=2x6"],
+            "missing 1 required positional argument: 'other'. Its forward takes",
+        ),
         (["nowhere:model", "--input", "2x3"], "nowhere cannot be imported: ModuleNotFoundError"),
         (["their_models:smal", "--input", "2x6"], "Did you mean 'small'?"),
         (["their_models:number", "--input", "2x6"], "must be a model or make one; got a int"),
@@ -138,6 +158,54 @@ def test_whatever_is_wrong_is_said_in_one_line(folder, capsys, arguments, said):
     assert status == 2 and not out
     assert said in err and len(err.strip().splitlines()) == 1 and "Traceback" not in err
     assert sorted(path.name for path in folder.iterdir() if path.name != "__pycache__") == before
+
+
+def test_inputs_by_name(folder, capsys):
+    assert "12 and 0 on single" in run(capsys, "their_models:two", "--input", "other=2x6", "--input", "x=2x6")[1]
+
+
+def test_an_interrupted_measurement_leaves_nothing_behind(folder, capsys, monkeypatch):
+    monkeypatch.setattr(ceilings, "machine_speeds", lambda needed: SPEEDS)
+    files = "--html", "bill.html", "--json", "bill.json"
+    status, out, err = run(capsys, "their_models:interrupted", "--input", "2x6", "--measure", *files)
+    assert status == 130 and not out
+    assert err.strip().splitlines()[-1] == "nacre: interrupted" and "Traceback" not in err
+    assert not [path for path in folder.iterdir() if "bill" in path.name]
+
+
+def test_a_depth_is_a_whole_number(folder, capsys):
+    for depth in ("-1", "a"):
+        with pytest.raises(SystemExit):
+            main(["cost", "their_models:small", "--input", "2x6", "--depth", depth])
+        assert f"a whole number from 0 on; got {depth}" in capsys.readouterr().err
+
+
+def test_the_usual_inputs_of_configurations():
+    class Text:
+        main_input_name = "input_ids"
+
+        def forward(self, input_ids, decoder_input_ids=None):
+            pass
+
+    class Image(Text):
+        main_input_name = "pixel_values"
+
+    class Both(Text):
+        def forward(self, input_ids, pixel_values=None):
+            pass
+
+    class Sound(Text):
+        main_input_name = "input_features"
+
+    plain = SimpleNamespace()
+    assert [one.lengths for one in usual_inputs(plain, Text)] == [(1, 128)]
+    two = usual_inputs(SimpleNamespace(is_encoder_decoder=True), Text)
+    assert [(one.name, one.tokens) for one in two] == [("input_ids", True), ("decoder_input_ids", True)]
+    assert usual_inputs(plain, Image)[0].lengths == (1, 3, 224, 224)
+    assert usual_inputs(SimpleNamespace(image_size=[32, 48], num_channels=1), Image)[0].lengths == (1, 1, 32, 48)
+    both = usual_inputs(SimpleNamespace(vision_config=SimpleNamespace(image_size=56)), Both)
+    assert [(one.name, one.lengths) for one in both] == [("input_ids", (1, 128)), ("pixel_values", (1, 3, 56, 56))]
+    assert usual_inputs(plain, Sound) == ()
 
 
 def test_debug_shows_where(folder, capsys):

@@ -96,6 +96,29 @@ def test_a_phone_need_not_scroll_the_page_sideways(written, tmp_path):
         page.close()
 
 
+def test_a_sheet_of_paper_is_light_and_shows_all(page):
+    page.dark(True)
+    page.run("document.getElementById('fold').click()")
+    page.prints(680)  # A4 between its margins
+    assert page.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert page.run("getComputedStyle(document.querySelector('.tile')).backgroundColor") == "rgb(244, 246, 249)"
+    assert page.run(VISIBLE) == ["0", "1", "2", "3", "4"]  # what is folded too
+    assert page.run("document.documentElement.scrollWidth") <= 680
+    charts = "[...document.querySelectorAll('.chart')].map(chart => chart.querySelector('svg').getBoundingClientRect())"
+    assert page.run(f"{charts}.every(chart => chart.right <= 680 && chart.width > 600)")
+    page.run("dispatchEvent(new Event('afterprint'))")
+
+
+def test_what_the_letters_of_formulas_stand_for(page):
+    # N = 10 rows in each call of the three layers
+    sizes = page.run("[...document.querySelectorAll('.sizes li')].map(line => line.textContent.trim())")
+    assert sizes == [
+        "N = 10, D = 8, E = 4 in body.0",
+        "N = 10, D = 4, E = 32 in body.1",
+        "N = 10, D = 32, E = 2 in body.2",
+    ]
+
+
 def test_names_are_text_and_the_file_is_whole_or_not_there(tmp_path, monkeypatch):
     class Strange(nn.Module):
         def __init__(self):

@@ -225,6 +225,26 @@ def _spec_of(layer: Any) -> tuple[LayerSpec, Letters]:
     raise check.error(TypeError, f"cost_formula takes a layer or block, one of {known}", got, fix)
 
 
+def sizes_by_letter(spec: LayerSpec, sizes: Mapping[str, Any]) -> dict[str, int]:
+    """The numbers that the letters of a layer's formula stand for in one call.
+
+    Args:
+        spec: of the layer.
+        sizes: of the call, as ``spec.sizes`` finds them.
+
+    Example:
+        >>> from nacre.layers import LAYERS
+        >>> spec = LAYERS["linear"]
+        >>> sizes_by_letter(spec, spec.sizes(torch.nn.Linear(8, 16), torch.empty(10, 8)))
+        {'N': 10, 'D': 8, 'E': 16}
+    """
+    if spec.letters is None:
+        return {}
+    letters = spec.letters.names(sizes)
+    numbers = _numbers(sizes, letters)
+    return {letter: numbers[letter] for letter in _meanings(sizes, letters) if letter in numbers}
+
+
 def _sizes_of(spec: LayerSpec, layer: Any, inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> dict[str, Any]:
     try:
         return spec.sizes(layer, *inputs, **keywords)

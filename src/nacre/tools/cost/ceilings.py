@@ -21,6 +21,7 @@ from nacre.tools.bench.selection import DTYPES
 from nacre.tools.cost.grid import Grid
 from nacre.tools.cost.probes import least
 from nacre.tools.cost.speed import Calls, Speeds
+from nacre.tools.cost.stage import apart
 from nacre.tools.cost.tables import PROBES
 
 SIDE = 2048
@@ -61,7 +62,7 @@ def machine_speeds(needed: Mapping[str, set[str]]) -> Speeds:
     if known is not None and not any(kinds - set(known.grids.get(dtype, ())) for dtype, kinds in needed.items()):
         return known
     doubts = tuple(warnings(other_load()))
-    with torch.inference_mode(False):
+    with apart(), torch.inference_mode(False):
         speeds = _measured(known, needed)
     if doubts:
         return replace(speeds, warnings=doubts)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nacre.applications.files import replacing
 from nacre.core import check
@@ -18,7 +18,7 @@ from nacre.tools.convert import convert
 from nacre.tools.cost.compare import Comparison, compare
 from nacre.tools.cost.report import CostReport
 from nacre.tools.cost.run import CostError, cost
-from nacre.tools.cost.target import Shape, Target, find_target, shape
+from nacre.tools.cost.target import Shape, Target, find_target, first_line, shape
 
 LAYERS = ("nacre", "torch")
 
@@ -46,11 +46,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="package.module:factory (a function without arguments, or a model), a Hugging Face config.json,"
         " or an application's name",
     )
-    parser.add_argument("--input", action=_Input, dest="inputs", metavar="8x3x32x32", help="an input of numbers")
-    parser.add_argument("--tokens", action=_Input, dest="inputs", metavar="4x512", help="an input of token numbers")
+    parser.add_argument(
+        "--input",
+        action=_Input,
+        dest="inputs",
+        metavar="8x3x32x32",
+        help="an input of numbers; with NAME= before the shape, the input of that name",
+    )
+    parser.add_argument(
+        "--tokens", action=_Input, dest="inputs", metavar="4x512", help="the same of token numbers, all of them zero"
+    )
     parser.add_argument("--dtype", choices=list(DTYPES), help="of the model (default: as it is built)")
     parser.add_argument("--eval", action="store_true", help="the bill of evaluation, without a backward")
-    parser.add_argument("--depth", type=int, metavar="N", help="leave out of the table what lies deeper")
+    parser.add_argument("--depth", type=_depth, metavar="N", help="leave out of the table what lies deeper")
     parser.add_argument("--predict", action="store_true", help="tell the time to expect on this machine")
     parser.add_argument("--measure", action="store_true", help="time every module on this machine")
     parser.add_argument(
@@ -66,6 +74,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="instead: predict and measure a training step of many models on this machine, and print the errors",
     )
     parser.add_argument("--debug", action="store_true", help="show where an error comes from")
+
+
+def _depth(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"a whole number from 0 on; got {text}")
+    return int(text)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -85,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
     except Exception as error:
         if arguments.debug:
             traceback.print_exc()
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        said = first_line(error)
         raise ValueError(said if isinstance(error, ValueError) else f"{type(error).__name__}: {said}") from error
     return 0
 
@@ -155,17 +169,17 @@ def _bill(target: Target, arguments: argparse.Namespace, layers: str | None = No
         raise check.error(ValueError, rule, "none", fix)
     device = "cpu" if arguments.measure else "meta"
     model = _model(target, arguments, layers, device)
-    inputs = _inputs(described, model, device)
+    inputs, named = _inputs(described, model, device)
     try:
-        report = cost(model, *inputs)
+        report = cost(model, *inputs, **named)
     except CostError as error:
         if device == "cpu" or "decides by values" not in str(error):
             raise
         model = _model(target, arguments, layers, "cpu")
-        inputs = _inputs(described, model, "cpu")
-        report = cost(model, *inputs)
+        inputs, named = _inputs(described, model, "cpu")
+        report = cost(model, *inputs, **named)
     if arguments.measure:
-        _measure(report, model, inputs)
+        _measure(report, model, inputs, named)
     elif arguments.predict or arguments.html:
         report.predict()
     return report
@@ -182,15 +196,17 @@ def _model(target: Target, arguments: argparse.Namespace, layers: str | None, de
     return model.eval().requires_grad_(False) if arguments.eval else model.train()
 
 
-def _inputs(described: list[Shape], model: nn.Module, device: str) -> list[torch.Tensor]:
+def _inputs(described: list[Shape], model: nn.Module, device: str) -> tuple[list[Tensor], dict[str, Any]]:
+    """The inputs by position, and those by name."""
     dtypes = (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
     dtype = next(dtypes, torch.get_default_dtype())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return [one.make(dtype, device) for one in described]
+        made = [(one.name, one.make(dtype, device)) for one in described]
+    return [tensor for name, tensor in made if not name], {name: tensor for name, tensor in made if name}
 
 
-def _measure(report: CostReport, model: nn.Module, inputs: list[torch.Tensor]) -> None:
+def _measure(report: CostReport, model: nn.Module, inputs: list[Tensor], named: dict[str, Any]) -> None:
     from tqdm import tqdm
 
     from nacre.tools.cost.measure import measure_rows
@@ -201,4 +217,4 @@ def _measure(report: CostReport, model: nn.Module, inputs: list[torch.Tensor]) -
             bar.set_postfix_str(name)
             bar.update(done - bar.n)
 
-        measure_rows(report, model, inputs, {}, progress)
+        measure_rows(report, model, inputs, named, progress)

@@ -193,6 +193,9 @@ RULES: dict[str, Rule] = {
     "_embedding_bag": lambda given, result: given["indices"].numel() * given["weight"].shape[1],
     "_embedding_bag_backward": lambda given, result: given["indices"].numel() * given["grad"].shape[1],
     "_embedding_bag_dense_backward": lambda given, result: given["indices"].numel() * given["grad"].shape[1],
+    "_embedding_bag_per_sample_weights_backward": lambda given, result: (
+        2 * given["indices"].numel() * given["grad"].shape[1]
+    ),
     "_prelu_kernel": _results(2),
     "_prelu_kernel_backward": _results(3),
     "nll_loss_forward": lambda given, result: 2 * given["target"].numel(),
@@ -207,6 +210,8 @@ RULES: dict[str, Rule] = {
     "huber_loss_backward": _results(4),
     "binary_cross_entropy": _inputs(7),
     "binary_cross_entropy_with_logits": _loss_of_logits,
+    "soft_margin_loss": lambda given, result: (4 + (given["reduction"] != 0)) * given["self"].numel(),
+    "soft_margin_loss_backward": _results(6),
     "_cdist_forward": _distances,
     "_cdist_backward": _distances,
     "dist": _inputs(3),
@@ -266,7 +271,7 @@ PER_RESULT = frozenset(
      " log_sigmoid_forward log_sigmoid_backward mish_backward glu native_dropout_backward logit_backward add"
      " masked_scale isfinite hardswish softshrink_backward hardshrink_backward rrelu_with_noise"
      " rrelu_with_noise_backward"
-     " soft_margin_loss soft_margin_loss_backward floor_divide __rshift__ __lshift__ isin bitwise_not").split()
+     " floor_divide __rshift__ __lshift__ isin bitwise_not").split()
 )  # fmt: skip
 """One operation for each value that they return; most such operators say so themselves."""
 
@@ -274,7 +279,8 @@ MOVES = frozenset(
     ("clone copy _to_copy cat stack index_select gather index _unsafe_index index_copy slice_scatter select_scatter"
      " select_backward slice_backward diagonal_backward diagonal_scatter as_strided_scatter scatter constant_pad_nd pad"
      " reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d"
-     " reflection_pad1d_backward reflection_pad2d_backward replication_pad1d_backward replication_pad2d_backward roll"
+     " reflection_pad1d_backward reflection_pad2d_backward reflection_pad3d_backward replication_pad1d_backward"
+     " replication_pad2d_backward replication_pad3d_backward roll"
      " flip repeat repeat_interleave embedding unfold_backward im2col col2im pixel_shuffle pixel_unshuffle"
      " channel_shuffle native_channel_shuffle upsample_nearest1d upsample_nearest2d upsample_nearest3d"
      " max_unpool2d max_unpool3d index_fill masked_select nonzero"

@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Given = Mapping[str, Any]
@@ -49,6 +50,8 @@ def _first(result: Any) -> Tensor:
 
 def _mm(given: Given, result: Any) -> Kind:
     left = given["mat1" if "mat1" in given else "self"]
+    if left.layout is not torch.strided:
+        return ", sparse", (left.shape[0], left.shape[1], result.shape[-1])
     return " of a transposed" * (left.stride(0) < left.stride(1)), (left.shape[0], left.shape[1], result.shape[-1])
 
 

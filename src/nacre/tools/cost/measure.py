@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from nacre.tools.convert import ConversionReport, convert
 from nacre.tools.cost.patches import recording
 from nacre.tools.cost.recorder import Recorder
 from nacre.tools.cost.report import CostReport
-from nacre.tools.cost.stage import staged, tensors
+from nacre.tools.cost.stage import mapped, returned, staged, tensors
 
 ROUNDS = 5
 SECONDS = 0.5
@@ -36,7 +37,7 @@ def measure_rows(
         progress: is told how many rows are done, of how many, and the name of the next.
     """
     report.predict()
-    with torch.random.fork_rng(devices=[]), torch.enable_grad(), staged(model, real=True) as stage:
+    with torch.random.fork_rng(devices=[]), staged(model, real=True) as stage:
         noting = _Noting(model)
         with recording(noting):
             model(*stage.values(inputs), **stage.values(dict(keywords)))
@@ -44,22 +45,32 @@ def measure_rows(
         for place, (row, call) in enumerate(zip(rows, noting.given, strict=True)):
             if progress is not None:
                 progress(place, len(rows), row.name or "(model)")
-            row.measured_forward_seconds, row.measured_backward_seconds = _time(*call)
+            row.measured_forward_seconds, row.measured_backward_seconds = _time(call)
         report.converted_seconds = _converted_seconds(model, noting.given[0])
         if progress is not None:
             progress(len(rows), len(rows), "")
 
 
-def _converted_seconds(model: nn.Module, call: tuple[nn.Module, Any, Any]) -> float | None:
+def _converted_seconds(model: nn.Module, call: "_Given") -> float | None:
     """Forward and backward of the model with nacre's layers; None where there is none to convert."""
     classes = [(module, type(module)) for module in model.modules()]
     done = ConversionReport()
     try:
         convert(model, report=done)
-        return sum(_time(*call)) if done.converted else None
+        return sum(_time(call)) if done.converted else None
     finally:
         for module, kind in classes:
             module.__class__ = kind
+
+
+@dataclass(eq=False)
+class _Given:
+    """What a call of a module was given; ``changed`` where it wrote into some of it."""
+
+    module: nn.Module
+    arguments: Any
+    keywords: Any
+    changed: bool = False
 
 
 class _Noting(Recorder):
@@ -67,23 +78,38 @@ class _Noting(Recorder):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        self.given: list[tuple[nn.Module, Any, Any]] = []
+        self.given: list[_Given] = []
+        self._open: list[tuple[_Given, list[tuple[Tensor, int]]]] = []
 
     def enter(self, module: nn.Module, arguments: Any, keywords: Any) -> Any:
-        self.given.append((module, _apart(arguments), _apart(keywords)))
+        given = _Given(module, _apart(arguments), _apart(keywords))
+        self.given.append(given)
+        self._open.append((given, [(tensor, _version(tensor)) for tensor in tensors((arguments, keywords))]))
         return super().enter(module, arguments, keywords)
 
+    def leave(self, frame: Any, result: Any) -> None:
+        given, versions = self._open.pop()
+        given.changed = any(_version(tensor) != version for tensor, version in versions)
+        super().leave(frame, result)
 
-def _time(module: nn.Module, arguments: Any, keywords: Any) -> tuple[float, float]:
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was written into; nobody counts it for one that was made in inference mode."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _time(given: _Given) -> tuple[float, float]:
+    module = given.module
     forward: list[float] = []
     backward: list[float] = []
     begun = time.perf_counter()
     for round_ in range(ROUNDS + 1):
-        inputs, named = _apart(arguments), _apart(keywords)
+        inputs, named = _apart((given.arguments, given.keywords))
+        passed = _copied((inputs, named)) if given.changed else (inputs, named)
         start = time.perf_counter()
-        result = module(*inputs, **named)
+        result = module(*passed[0], **passed[1])
         middle = time.perf_counter()
-        results = [tensor for tensor in tensors(result) if tensor.requires_grad]
+        results = [tensor for tensor in returned(result) if tensor.requires_grad]
         gradients = [torch.ones_like(tensor) for tensor in results]
         ready = time.perf_counter()
         if results:
@@ -91,7 +117,7 @@ def _time(module: nn.Module, arguments: Any, keywords: Any) -> tuple[float, floa
         end = time.perf_counter()
         if round_:  # the first warms up
             forward.append(middle - start)
-            backward.append(end - ready)
+            backward.append(end - ready if results else 0.0)
         for tensor in (*module.parameters(), *tensors((inputs, named))):
             tensor.grad = None
         if round_ >= 3 and time.perf_counter() - begun > SECONDS:
@@ -101,19 +127,20 @@ def _time(module: nn.Module, arguments: Any, keywords: Any) -> tuple[float, floa
 
 def _apart(value: Any) -> Any:
     """The same inputs, cut from the graph, with the same wish for gradients; one tensor in two places stays one."""
-    cut: dict[int, Tensor] = {}
+    return _mapped_once(value, lambda tensor: tensor.detach().requires_grad_(tensor.requires_grad))
 
-    def walk(item: Any) -> Any:
-        if isinstance(item, Tensor):
-            if id(item) not in cut:
-                cut[id(item)] = item.detach().requires_grad_(item.requires_grad)
-            return cut[id(item)]
-        if isinstance(item, tuple) and hasattr(item, "_fields"):
-            return type(item)(*(walk(part) for part in item))
-        if isinstance(item, (tuple, list)):
-            return type(item)(walk(part) for part in item)
-        if isinstance(item, dict):
-            return {key: walk(part) for key, part in item.items()}
-        return item
 
-    return walk(value)
+def _copied(value: Any) -> Any:
+    """Copies that may be written into, through which gradients go on to the inputs."""
+    return _mapped_once(value, torch.clone)
+
+
+def _mapped_once(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    met: dict[int, Tensor] = {}
+
+    def changed(tensor: Tensor) -> Tensor:
+        if id(tensor) not in met:
+            met[id(tensor)] = change(tensor)
+        return met[id(tensor)]
+
+    return mapped(value, changed)

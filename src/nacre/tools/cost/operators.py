@@ -103,6 +103,22 @@ def _has_tensor(result: Any) -> bool:
     return any(True for _ in tensors(result))
 
 
+_FACTORS = frozenset("mm bmm mv dot vdot addmm addmv baddbmm addbmm convolution".split())
+
+
+def check_dtypes(operator: Any, arguments: tuple[Any, ...]) -> None:
+    """Products take factors of one dtype, which fake tensors do not look at.
+
+    Raises:
+        RuntimeError: as torch does for tensors with values.
+    """
+    space, name, _ = _identity(operator)
+    if space == "aten" and name in _FACTORS:
+        dtypes = dict.fromkeys(str(one.dtype) for one in arguments if isinstance(one, torch.Tensor))
+        if len(dtypes) > 1:
+            raise RuntimeError(f"the factors of {name} have the same dtype, but these have {' and '.join(dtypes)}")
+
+
 @functools.cache
 def _identity(operator: Any) -> tuple[str, str, bool]:
     """Namespace, name without the mark of an operator in place, and whether it neither reads nor writes a value."""
@@ -154,9 +170,12 @@ def touched(operator: Any, arguments: Any, keywords: Any, result: Any) -> list[t
     return (read[1:] if name in _ONLY_WRITES else read) + written
 
 
+_SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
+
+
 def size(tensor: torch.Tensor) -> int:
     """Bytes of the values; what is expanded lies in memory once."""
     if tensor.layout is not torch.strided:
-        return tensor._nnz() * tensor.element_size() if tensor.is_sparse else 0
+        return tensor._nnz() * tensor.element_size() if tensor.layout in _SPARSE else 0
     own = math.prod(length for length, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride)
     return own * tensor.element_size() if tensor.numel() else 0

@@ -39,7 +39,10 @@ def page(bill: Values) -> str:
     script, _, _ = loader.get_source(environment, "cost.js")
     timed = bill["measured_seconds"] is not None
     expected = bill["predicted_seconds"] is not None
-    formulas = dict.fromkeys(row["formula"] for row in bill["rows"] if row["formula"])
+    calls: dict[str, list[Values]] = {}
+    for row in bill["rows"]:
+        if row["formula"]:
+            calls.setdefault(row["formula"], []).append(row)
     return environment.get_template("cost.html").render(
         bill=bill,
         machine=None if bill["machine"] is None else str(Machine(**bill["machine"])),
@@ -47,7 +50,7 @@ def page(bill: Values) -> str:
         measures=_measures(timed, expected),
         columns=_columns(timed, expected),
         lines=_lines(bill, timed, expected),
-        formulas=[_formulas(name) for name in formulas],
+        formulas=[(*_formulas(name), _sizes(rows)) for name, rows in calls.items()],
         data=_embedded({"ceilings": bill["ceilings"], "rows": _drawn(bill, timed, expected)}),
         library=Markup(get_plotlyjs()),
         script=Markup(script),
@@ -68,6 +71,20 @@ def _formulas(name: str) -> tuple[str, str, str, list[tuple[str, Markup]]]:
     counts += [(letter, mathml(cost.latex(letter))) for letter in cost.where]
     letters = ", ".join(f"{letter} {meaning}" for letter, meaning in cost.letters.items())
     return spec.layer.__name__, letters, cost.complexity, counts
+
+
+def _sizes(rows: list[Values]) -> list[tuple[str, str]]:
+    """What the letters stand for in the calls of the bill, the names of the calls that have them alike together."""
+    alike: dict[str, list[str]] = {}
+    for row in rows:
+        sizes = ", ".join(f"{letter} = {number:,}" for letter, number in row["sizes"].items())
+        alike.setdefault(sizes, []).append(row["name"] or "(model)")
+    return [(_names(names), sizes) for sizes, names in alike.items()]
+
+
+def _names(names: list[str]) -> str:
+    shown = [name if names.count(name) == 1 else f"{name} ({names.count(name)} times)" for name in dict.fromkeys(names)]
+    return ", ".join(shown if len(shown) <= 4 else [*shown[:2], f"... {len(shown) - 3} more ...", shown[-1]])
 
 
 _SHOWN = ("parameters", "flops", "backward_flops", "elementwise_flops", "backward_elementwise_flops", "saved_bytes")

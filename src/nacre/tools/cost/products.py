@@ -8,15 +8,43 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from nacre.tools.cost.stage import fake_tensor
+
 Counted = tuple[int, int]
 """FLOPs of products, FLOPs of single elements."""
 
-Rule = Callable[[Mapping[str, Any], Any], Counted]
+Rule = Callable[[Mapping[str, Any], Any], Counted | None]
+"""None where the sizes do not decide."""
 
 
-def _mm(given: Mapping[str, Any], result: Any) -> Counted:
-    left = given["self"]
-    return 2 * result.numel() * left.shape[-1], 0
+def _mm(given: Mapping[str, Any], result: Any) -> Counted | None:
+    left, right = given["self"], given["mat2"]
+    multiplied = _multiplied(left, right, result.numel() * left.shape[-1])
+    return None if multiplied is None else (2 * multiplied, 0)
+
+
+def _multiplied(left: Tensor, right: Tensor, dense: int) -> int | None:
+    """Multiply-adds of a product: of a sparse matrix, one for each value that is there and each column or row."""
+    for sparse, lines in ((left, right.shape[-1]), (right, left.shape[-2])):
+        if sparse.layout is not torch.strided:
+            values = sparse._nnz()
+            return None if isinstance(sparse, fake_tensor()) and not values else values * lines
+    return dense
+
+
+def _sparse_addmm(given: Mapping[str, Any], result: Any) -> Counted | None:
+    multiplied = _multiplied(given["mat1"], given["mat2"], result.numel() * given["mat1"].shape[-1])
+    return None if multiplied is None else (2 * multiplied, result.numel() * (given["beta"] != 0))
+
+
+def _grouped_mm(given: Mapping[str, Any], result: Any) -> Counted:
+    """Each row times the matrix of its group; of two matrices, each group of columns times that of rows."""
+    left, right = given["self"], given["mat2"]
+    lines = right.shape[-1] if left.dim() == right.dim() == 2 else 0
+    return 2 * (left.numel() * lines or result.numel() * left.shape[-1]), 0
 
 
 def _mv(given: Mapping[str, Any], result: Any) -> Counted:
@@ -121,6 +149,9 @@ def _recurrent_backward(given: Mapping[str, Any], result: Any) -> Counted:
 PRODUCTS: dict[str, Rule] = {
     "mm": _mm,
     "bmm": _mm,
+    "_int_mm": _mm,
+    "_grouped_mm": _grouped_mm,
+    "_sparse_addmm": _sparse_addmm,
     "mv": _mv,
     "dot": _dot,
     "vdot": _dot,

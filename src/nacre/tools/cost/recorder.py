@@ -15,9 +15,10 @@ from nacre.tools.cost.distances import Event, with_distances
 from nacre.tools.cost.graph import meetings
 from nacre.tools.cost.layers import spec_of
 from nacre.tools.cost.memory import Kept, Memory
-from nacre.tools.cost.operators import Work, touched, work_of
+from nacre.tools.cost.operators import Work, check_dtypes, touched, work_of
 from nacre.tools.cost.stage import tensors
-from nacre.tools.cost.workspace import with_workspace
+from nacre.tools.cost.workspace import run, with_workspace
+from nacre.tools.formula import sizes_by_letter
 
 
 @dataclass(eq=False)
@@ -30,6 +31,7 @@ class Call:
     inputs: tuple[tuple[int, ...], ...] = ()
     outputs: tuple[tuple[int, ...], ...] = ()
     formula: str = ""
+    sizes: dict[str, int] = field(default_factory=dict)
     forward: Counter[str] = field(default_factory=Counter)
     backward: Counter[str] = field(default_factory=Counter)
     saved_bytes: int = 0
@@ -44,6 +46,8 @@ class _Bill:
     """What a layer's formula says of one call; its backward is paid once any of it has run."""
 
     cost: Cost
+    formula: str
+    sizes: dict[str, int]
     paid: bool = False
 
 
@@ -88,8 +92,9 @@ class Recorder(TorchDispatchMode):
     # ---- operators
 
     def __torch_dispatch__(self, operator: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        check_dtypes(operator, arguments)
         node = torch._C._current_autograd_node()
-        result = with_workspace(operator, arguments, operator(*arguments, **(keywords or {})))
+        result = with_workspace(operator, arguments, run(operator, arguments, keywords or {}))
         if self._paused or operator.namespace in ("prim", "profiler"):
             return result
         call, bill, backward, counts = self._whose(operator, node)
@@ -209,7 +214,7 @@ class Recorder(TorchDispatchMode):
         if bill is None:
             return forward(module, *arguments, **keywords)
         frame = self._stack[-1]
-        frame.call.formula = spec_of(module).name  # type: ignore[union-attr]
+        frame.call.formula, frame.call.sizes = bill.formula, bill.sizes
         self._bill, self._observed = bill, Counter()
         self._mark()
         try:
@@ -233,7 +238,8 @@ class Recorder(TorchDispatchMode):
             return None
         self._paused = True
         try:
-            return _Bill(spec.cost(**spec.sizes(module, *arguments, **keywords)))
+            sizes = spec.sizes(module, *arguments, **keywords)
+            return _Bill(spec.cost(**sizes), spec.name, sizes_by_letter(spec, sizes))
         except Exception:  # a call that the formula does not know; the layer itself says whether it is a bad one
             return None
         finally:

@@ -32,6 +32,7 @@ class CostRow:
         inputs: shapes of the tensors it was given.
         outputs: shapes of the tensors it returned.
         formula: the layer of nacre whose ``cost.py`` billed the call; empty where operators were counted.
+        sizes: what the letters of that layer's formula stand for in the call.
         own: what the call did itself.
         total: that and what all calls within it did; ``parameters`` are those of the module, each once.
         share: of the model's FLOPs, forward and backward together, elementwise ones included.
@@ -54,6 +55,7 @@ class CostRow:
     own: Cost
     total: Cost = field(default_factory=Cost)
     share: float = 0.0
+    sizes: Mapping[str, int] = field(default_factory=dict)
     unknown: Mapping[str, int] = field(default_factory=dict)
     forward_work: Mapping[Any, int] = field(default_factory=dict, repr=False)
     backward_work: Mapping[Any, int] = field(default_factory=dict, repr=False)
@@ -88,12 +90,13 @@ class CostRow:
 
     def as_json(self) -> dict[str, Any]:
         """All but the records of single operators, as plain values."""
-        left_out = ("own", "total", "forward_work", "backward_work", "unknown", "inputs", "outputs")
+        left_out = ("own", "total", "forward_work", "backward_work", "sizes", "unknown", "inputs", "outputs")
         values = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in left_out}
         return {
             **values,
             "inputs": [list(shape) for shape in self.inputs],
             "outputs": [list(shape) for shape in self.outputs],
+            "sizes": dict(self.sizes),
             "unknown": dict(self.unknown),
             "own_operations": list(self.own_operations),
             "own": asdict(self.own),

@@ -16,7 +16,7 @@ from nacre.core.cost import Cost
 from nacre.tools.cost.patches import recording
 from nacre.tools.cost.recorder import Call, Recorder
 from nacre.tools.cost.report import CostReport, CostRow
-from nacre.tools.cost.stage import Stage, is_real, staged, tensors
+from nacre.tools.cost.stage import Stage, apart, is_real, returned, staged, tensors
 
 
 class CostError(ValueError):
@@ -33,8 +33,9 @@ def cost(model: nn.Module, *inputs: Any, measure: bool = False, **keywords: Any)
 
     A layer of nacre and the torch.nn layer that it replaces are billed by the layer's ``cost.py``, so parameters and
     FLOPs are the same before and after :func:`nacre.convert`. (Where a block of nacre does a dropout, an addition and a
-    normalisation in one pass, they are the block's own operations, with less traffic.) Everything else is counted
-    operator by operator: products exactly; one operation for each value that an elementwise operator returns or a
+    normalisation in one pass, they are the block's own operations, with less traffic; what nacre does not keep between
+    two linear maps, or of a projected LSTM, its backward forms once more.) Everything else is counted operator by
+    operator: products exactly; one operation for each value that an elementwise operator returns or a
     reduction reads; an operator without a known cost is named in ``unknown``.
 
     A backward is counted as it runs: nothing for a frozen weight, an input without gradient or a result that nothing
@@ -48,8 +49,8 @@ def cost(model: nn.Module, *inputs: Any, measure: bool = False, **keywords: Any)
     Args:
         model: any module; its mode, training or evaluation, and which parameters ask for a gradient, decide what runs.
             Within ``torch.no_grad()`` the bill is that of the forward alone.
-        inputs: what its forward takes: tensors with values, fake ones or ones of the device ``meta``, in lists, tuples
-            and dicts too.
+        inputs: what its forward takes: tensors with values, fake ones or ones of the device ``meta``, in lists, tuples,
+            dicts, dataclasses and namespaces too.
         measure: time each row's forward and backward on this machine too; needs real tensors. Default: False.
         keywords: keyword inputs of its forward.
 
@@ -69,9 +70,11 @@ def cost(model: nn.Module, *inputs: Any, measure: bool = False, **keywords: Any)
     """
     if not isinstance(model, nn.Module):
         raise check.error(TypeError, "nacre.cost takes a torch.nn.Module", f"a {type(model).__name__}")
-    real = is_real([*tensors((inputs, keywords)), *model.parameters(), *model.buffers()])
+    given = [*tensors((inputs, keywords)), *model.parameters(), *model.buffers()]
+    real = is_real(given)
+    sparse = any(tensor.layout is not torch.strided for tensor in given)  # what they hold is known from values alone
     try:
-        report = _run(model, inputs, keywords, real=False)
+        report = _run(model, inputs, keywords, real=real and sparse)
     except CostError as error:
         if not real or not _depends_on_values(error.__cause__):
             raise
@@ -88,9 +91,9 @@ def cost(model: nn.Module, *inputs: Any, measure: bool = False, **keywords: Any)
 
 def _run(model: nn.Module, inputs: Any, keywords: Any, real: bool) -> CostReport:
     recorder = Recorder(model)
-    signature = str(inspect.signature(model.forward))
+    signature = _signature(model)
     asked = torch.is_grad_enabled()  # in inference mode it is not, and tensors made there cannot be recorded elsewhere
-    with torch.inference_mode(False), torch.set_grad_enabled(asked), staged(model, real) as stage:
+    with apart(), torch.inference_mode(False), torch.set_grad_enabled(asked), staged(model, real) as stage:
         arguments, named = stage.values(inputs), stage.values(dict(keywords))
         recorder.memory.owns((*model.parameters(), *model.buffers()))
         parameter_bytes = recorder.memory.live
@@ -111,7 +114,7 @@ def _forward_and_backward(recorder: Recorder, signature: str, arguments: Any, na
             result = model(*arguments, **named)
     except Exception as error:
         raise _refused(model, signature, arguments, named, error) from error
-    results = [tensor for tensor in tensors(result) if tensor.requires_grad]
+    results = [tensor for tensor in returned(result) if tensor.requires_grad]
     recorder.memory.settle()
     if not results:
         return
@@ -154,11 +157,20 @@ def _depends_on_values(error: BaseException | None) -> bool:
         NotImplementedError,
     )
     text = str(error)
+    if "not implemented for '" in text:  # a dtype that the operator does not take
+        return False
     return (
         isinstance(error, kinds)
         or "data-dependent" in text
         or any(word in text for word in ("Fake", "numpy", "not allocated"))
     )
+
+
+def _signature(model: nn.Module) -> str:
+    """What a model's forward takes, without the types."""
+    taken = inspect.signature(model.forward)
+    plain = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in taken.parameters.values()]
+    return str(taken.replace(parameters=plain, return_annotation=inspect.Signature.empty))
 
 
 def _refused(
@@ -224,6 +236,7 @@ def _append(rows: list[CostRow], call: Call, parent: int | None, depth: int) -> 
         inputs=call.inputs,
         outputs=call.outputs,
         formula=call.formula,
+        sizes=call.sizes,
         own=own,
         unknown=dict(call.unknown),
         forward_work=dict(call.forward_work),

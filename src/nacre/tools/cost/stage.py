@@ -1,13 +1,16 @@
 """A model on a stage: its tensors replaced for one run, and put back whatever happens."""
 
 import contextlib
-from collections.abc import Iterator
+import copy
+import functools
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
+from torch.utils._python_dispatch import _disable_current_modes
 
 from nacre.core import check
 
@@ -56,36 +59,69 @@ class Stage:
         return new
 
     def values(self, given: Any) -> Any:
-        """Inputs with stand-ins for the tensors in them, through lists, tuples, dicts and packed sequences."""
-        if isinstance(given, Tensor):
-            return self.tensor(given)
-        if isinstance(given, PackedSequence):
-            data, batch_sizes, *order = given
-            return PackedSequence(self.tensor(data), self.values(batch_sizes), *(self.values(item) for item in order))
-        if isinstance(given, tuple) and hasattr(given, "_fields"):
-            return type(given)(*(self.values(item) for item in given))
-        if isinstance(given, (tuple, list)):
-            return type(given)(self.values(item) for item in given)
-        if isinstance(given, dict):
-            return {key: self.values(item) for key, item in given.items()}
-        return given
+        """Inputs with stand-ins for the tensors in them, wherever :func:`tensors` finds them."""
+        return mapped(given, self.tensor)
+
+
+def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same value, of the same classes, with other tensors in it; what is no tensor stays what it is.
+
+    Args:
+        value: tensors in nested tuples, lists, mappings, dataclasses and namespaces.
+        change: makes the other tensor.
+    """
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(mapped(item, change) for item in value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(mapped(item, change) for item in value)
+    if isinstance(value, MutableMapping):
+        other = copy.copy(value)
+        for key, item in value.items():
+            other[key] = mapped(item, change)
+        return other
+    if names := _fields(value):
+        other = copy.copy(value)
+        for name in names:  # of a frozen dataclass too
+            object.__setattr__(other, name, mapped(getattr(value, name), change))
+        return other
+    return value
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors in nested tuples, lists and dicts; a packed sequence is a tuple."""
+    """The tensors in nested tuples, lists, mappings, dataclasses and namespaces; a packed sequence is a tuple."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from tensors(item)
     elif isinstance(value, (tuple, list)):
         for item in value:
             yield from tensors(item)
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors(item)
+    else:
+        for name in _fields(value):
+            yield from tensors(getattr(value, name))
+
+
+def returned(result: Any) -> list[Tensor]:
+    """The tensors in what a model returns, be it an object of somebody's own class."""
+    return [*tensors(result)] or [*tensors(getattr(result, "__dict__", None))]
+
+
+def _fields(value: Any) -> tuple[str, ...]:
+    """What a dataclass or a namespace consists of."""
+    if isinstance(value, SimpleNamespace):
+        return tuple(vars(value))
+    if isinstance(value, (type, nn.Module)):
+        return ()
+    return tuple(name for name in getattr(value, "__dataclass_fields__", ()) if hasattr(value, name))
 
 
 _PLAIN = (Tensor, nn.Parameter, nn.Buffer)
 
 
+@functools.cache
 def fake_tensor() -> type:
     """The class of fake tensors, whose import takes a while."""
     from torch._subclasses.fake_tensor import FakeTensor
@@ -99,10 +135,24 @@ def _countable(tensor: Tensor) -> bool:
     return few and type(tensor) is Tensor and tensor.device.type == "cpu"
 
 
+def known(tensor: Tensor) -> Tensor:
+    """The values of a fake tensor, where they are known; the tensor itself otherwise."""
+    constant: Tensor | None = getattr(tensor, "constant", None)
+    return tensor if constant is None else constant
+
+
 def is_real(values: list[Tensor]) -> bool:
     """Whether all tensors have values."""
     fake = fake_tensor()
     return not any(tensor.is_meta or isinstance(tensor, fake) for tensor in values)
+
+
+@contextlib.contextmanager
+def apart() -> Iterator[None]:
+    """Runs a block apart from modes of the caller, as that of fake tensors, and a default device without values."""
+    without_values = torch.get_default_device().type == "meta"
+    with _disable_current_modes(), torch.device("cpu") if without_values else contextlib.nullcontext():
+        yield
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What an operator keeps that only its library knows, so that tensors without values cannot tell."""
+"""What an operator keeps or returns that only its library knows, so that tensors without values cannot tell."""
 
 import functools
 from typing import Any
@@ -10,6 +10,9 @@ from nacre.tools.cost.stage import fake_tensor
 
 _LSTM = "aten::mkldnn_rnn_layer"
 _BAG = "aten::_embedding_bag"
+_GROUPED = "aten::_grouped_mm"
+_ALIGNED = 16
+"""Bytes: its results begin their rows at multiples of so many."""
 
 
 def with_workspace(operator: Any, arguments: tuple[Any, ...], result: Any) -> Any:
@@ -28,6 +31,21 @@ def with_workspace(operator: Any, arguments: tuple[Any, ...], result: Any) -> An
     shapes = tuple(tuple(tensor.shape) for tensor in arguments[:7])
     size = _lstm_workspace(shapes, arguments[0].dtype, tuple(map(_frozen, arguments[7:])))
     return *result[:3], torch.empty(size, dtype=result[3].dtype, device=result[3].device)
+
+
+def run(operator: Any, arguments: Any, keywords: Any) -> Any:
+    """What an operator returns, also where fake tensors know it for one dtype alone: products in groups."""
+    if operator._schema.name != _GROUPED or not isinstance(arguments[0], fake_tensor()):
+        return operator(*arguments, **keywords)
+    left, right, offsets = (*arguments, None)[:3]
+    offsets = keywords.get("offs", offsets)
+    shape = [left.shape[-2], right.shape[-1]]
+    if left.dim() == right.dim():
+        shape = [left.shape[0] if left.dim() == 3 else offsets.shape[0], *shape]
+    dtype = keywords.get("out_dtype") or left.dtype
+    line = -(-shape[-1] * dtype.itemsize // _ALIGNED) * _ALIGNED // dtype.itemsize
+    strides = [shape[-2] * line, line, 1][-len(shape) :]
+    return torch.empty_strided(shape, strides, dtype=dtype, device=left.device)
 
 
 def _is_fake(tensor: torch.Tensor) -> bool:

@@ -2,8 +2,12 @@
 (() => {
   const bill = JSON.parse(document.getElementById("data").textContent);
   const config = { displaylogo: false, responsive: true, displayModeBar: false };
-  const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const paper = { "--text": "#1c2430", "--back": "#ffffff", "--line": "#8885", "--accent": "#2563a8", "--bad": "#c0392b" };
+  const paperWidth = 640; // pixels, of a sheet between its margins
+  let printing = false;
+  const color = (name) => printing ? paper[name] : getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const layout = (more) => ({
+    width: printing ? paperWidth : undefined,
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: color("--text"), size: 13 },
     margin: { t: 10, r: 10, b: 50, l: 70 }, ...more,
   });
@@ -39,12 +43,15 @@
         hovertemplate: "%{text}<br>%{customdata}<br>%{x:.3s} FLOPs a byte<br>%{y:.3s} FLOP/s<extra></extra>" },
     ], layout({
       showlegend: false,
-      xaxis: { type: "log", title: { text: "FLOPs for each byte" }, gridcolor: color("--line"), exponentformat: "SI", dtick: 1 },
-      yaxis: { type: "log", title: { text: "FLOP/s" }, gridcolor: color("--line"), exponentformat: "SI", dtick: 1 },
+      xaxis: { type: "log", title: { text: "FLOPs for each byte" }, gridcolor: color("--line"), exponentformat: "SI" },
+      yaxis: { type: "log", title: { text: "FLOP/s" }, gridcolor: color("--line"), exponentformat: "SI" },
     }), config);
   }
 
   const draw = () => { parts(); roofline(); };
+  const print = (on) => () => { printing = on; draw(); };
+  addEventListener("beforeprint", print(true));
+  addEventListener("afterprint", print(false));
   document.getElementById("measure").addEventListener("change", parts);
   document.getElementById("form").addEventListener("change", parts);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
