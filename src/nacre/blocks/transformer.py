@@ -14,7 +14,7 @@ from nacre.blocks.parts import letters_of, sizes, sum_of_parts
 from nacre.core import check
 from nacre.core.choice import torch_instead, torch_is_ahead, unserved
 from nacre.core.spec import Case, LayerSpec, Letters, Made, Normal
-from nacre.core.tracing import Proxy, traced
+from nacre.core.tracing import Proxy, as_torchs_layer, traced
 from nacre.layers import LAYERS
 from nacre.layers.activation import GELU, ReLU, SiLU
 from nacre.layers.attention import MultiheadAttention
@@ -215,6 +215,8 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         >>> layer(torch.ones(2, 5, 16)).shape
         torch.Size([2, 5, 16])
     """
+
+    __prepare_scriptable__ = as_torchs_layer
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nacre.core.choice import FLOATS, torch_instead, torch_is_ahead, unserved
 from nacre.core.dispatch import unobserved
-from nacre.core.tracing import Proxy, traced
+from nacre.core.tracing import Proxy, as_torchs_layer, traced
 from nacre.layers.attention.layout import each_once
 from nacre.layers.attention.multi_head import multi_head_attention_forward
 from nacre.layers.attention.multi_head_checks import check_heads
@@ -75,6 +75,8 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         >>> sum(parameter.numel() for parameter in layer.parameters())
         1050624
     """
+
+    __prepare_scriptable__ = as_torchs_layer
 
     def __init__(
         self,

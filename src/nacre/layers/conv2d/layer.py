@@ -9,7 +9,7 @@ from torch import Tensor
 from nacre.core import check
 from nacre.core.choice import torch_instead, unserved, whole_by_torch
 from nacre.core.op import Op
-from nacre.core.tracing import Proxy, traced
+from nacre.core.tracing import Proxy, as_torchs_layer, traced
 from nacre.layers.conv2d import formula, served
 from nacre.layers.conv2d.cost import outputs
 
@@ -111,6 +111,8 @@ class Conv2d(torch.nn.Conv2d):
         >>> sum(parameter.numel() for parameter in layer.parameters())
         1792
     """
+
+    __prepare_scriptable__ = as_torchs_layer
 
     def forward(self, input: Tensor) -> Tensor:
         if type(input) is not Tensor and isinstance(input, Proxy):

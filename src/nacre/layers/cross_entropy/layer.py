@@ -10,7 +10,7 @@ from torch.nn._reduction import get_enum
 from nacre.core import choice
 from nacre.core.choice import cpp_kernel, small, torch_instead, unserved
 from nacre.core.op import Op
-from nacre.core.tracing import Proxy, traced
+from nacre.core.tracing import Proxy, as_torchs_layer, traced
 from nacre.layers.cross_entropy import formula, targets
 
 # the number of logits from which nacre's kernel is faster, where two calls of each were measured equal
@@ -88,6 +88,8 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
         >>> loss(torch.zeros(3, 4), torch.tensor([0, 2, 3]))  # log(4), as no class is preferred
         tensor(1.3863)
     """
+
+    __prepare_scriptable__ = as_torchs_layer
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         usual = type(input) is Tensor and choice.unwatched and not is_dynamo_compiling()

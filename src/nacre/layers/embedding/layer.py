@@ -9,7 +9,7 @@ from torch import Tensor
 from nacre.core import check
 from nacre.core.choice import FLOATS, cpp_kernel, torch_instead, unserved
 from nacre.core.op import Op
-from nacre.core.tracing import Proxy, traced
+from nacre.core.tracing import Proxy, as_torchs_layer, traced
 from nacre.layers.embedding import formula
 
 _INDICES = (torch.int64, torch.int32)
@@ -102,6 +102,8 @@ class Embedding(torch.nn.Embedding):
         IndexError: index out of range in self, a table of 2 rows with indices from 0 to 1; got index 2 at position 1.
         Did you mean Embedding(3, 2)?
     """
+
+    __prepare_scriptable__ = as_torchs_layer
 
     def forward(self, input: Tensor) -> Tensor:
         if type(input) is not Tensor and isinstance(input, Proxy):

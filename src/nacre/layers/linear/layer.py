@@ -8,7 +8,7 @@ from torch import Tensor
 from nacre.core import check
 from nacre.core.choice import FLOATS, cpp_kernel, torch_instead, torch_is_ahead, unserved
 from nacre.core.op import Op
-from nacre.core.tracing import Proxy, traced
+from nacre.core.tracing import Proxy, as_torchs_layer, traced
 from nacre.layers.linear import formula
 
 _op = Op(
@@ -67,6 +67,8 @@ class Linear(torch.nn.Linear):
         >>> sum(parameter.numel() for parameter in layer.parameters())
         131328
     """
+
+    __prepare_scriptable__ = as_torchs_layer
 
     def forward(self, input: Tensor) -> Tensor:
         if type(input) is not Tensor and isinstance(input, Proxy):

@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from nacre.core.choice import cpp_kernel
 from nacre.core.op import Op
-from nacre.core.tracing import Proxy, traced
+from nacre.core.tracing import Proxy, as_torchs_layer, traced
 from nacre.layers.recurrent import formula_gru, formula_lstm, stack
 
 _GRU_TENSORS = ("input", "h0", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -154,6 +154,8 @@ class LSTM(torch.nn.LSTM):
         True
     """
 
+    __prepare_scriptable__ = as_torchs_layer
+
     @overload
     def forward(
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
@@ -233,6 +235,8 @@ class GRU(torch.nn.GRU):
         >>> output.data.shape, h_n.shape
         (torch.Size([6, 40]), torch.Size([2, 2, 20]))
     """
+
+    __prepare_scriptable__ = as_torchs_layer
 
     @overload
     def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
