@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from nacre.core.choice import cpp_kernel, torch_instead, torch_is_ahead, unserved
+from nacre.core.flop_counter import count_flops
 from nacre.core.op import Op
 from nacre.core.random import new_seed
 from nacre.layers.attention import packed
@@ -48,6 +49,7 @@ _op = Op(
         )
     ],
 )
+count_flops(_op)
 
 
 def scaled_dot_product_attention(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from nacre.core import check
 from nacre.core.choice import torch_instead, unserved, whole_by_torch
+from nacre.core.flop_counter import count_flops
 from nacre.core.op import Op
 from nacre.core.tracing import Proxy, as_torchs_layer, traced
 from nacre.layers.conv2d import formula, served
@@ -52,6 +53,17 @@ _op = Op(
     fake=_fake,
     fake_backward=_fake_backward,
 )
+
+
+def _flops(output: Tensor, _: Tensor, weight: Tensor, *settings: Any) -> int:
+    return 2 * output.numel() * weight.shape[1:].numel()
+
+
+def _backward_flops(_: Any, grad: Tensor, input: Tensor, *others: Any) -> int:
+    return _flops(grad, input, *others) * (others[-1][0] + others[-1][1])
+
+
+count_flops(_op, _flops, _backward_flops)
 
 
 class Conv2d(torch.nn.Conv2d):

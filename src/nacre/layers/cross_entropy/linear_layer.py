@@ -8,6 +8,7 @@ from torch import Tensor
 
 from nacre.core import check
 from nacre.core.choice import cpp_kernel, torch_instead, unserved
+from nacre.core.flop_counter import count_flops
 from nacre.core.op import Op
 from nacre.core.tracing import Proxy, traced
 from nacre.layers.cross_entropy import formula, linear_formula, targets
@@ -80,6 +81,7 @@ _op = Op(
     fake=_fake,
     fake_backward=_fake_backward,
 )
+count_flops(_op)
 
 
 class LinearCrossEntropyLoss(BASE):

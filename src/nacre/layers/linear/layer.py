@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nacre.core import check
 from nacre.core.choice import FLOATS, cpp_kernel, torch_instead, torch_is_ahead, unserved
+from nacre.core.flop_counter import count_flops
 from nacre.core.op import Op
 from nacre.core.tracing import Proxy, as_torchs_layer, traced
 from nacre.layers.linear import formula
@@ -20,6 +21,7 @@ _op = Op(
     autocast={"cpu": "lower", "cuda": "lower", "xpu": "lower", "mps": "lower"},
     kernels=[cpp_kernel(dtypes=(torch.float32, torch.float64))],
 )
+count_flops(_op)
 
 _TORCH_BELOW = 1 << 23  # multiply-adds
 _TOO_FEW = f"{_TORCH_BELOW:,} multiply-adds"
