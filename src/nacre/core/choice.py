@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from nacre.core import native
+from nacre.core.dispatch import PLAIN
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,8 @@ def record(operator: str, implementation: str, reason: str) -> None:
 def unserved(*tensors: object) -> str:
     """Why nacre's ops leave these tensors to torch; empty when they serve them.
 
-    The formulas and their derivatives are those of real numbers in dense, strided tensors.
+    The formulas and their derivatives are those of real numbers in dense, strided tensors. A class of tensors which
+    answers operators itself (sharded, quantised, masked ones) knows torch's.
     """
     if tensors[0] is None:
         return "no input"
@@ -172,6 +174,8 @@ def unserved(*tensors: object) -> str:
             return f"a value of type {type(tensor).__name__}"
         if tensor.is_nested:
             return "a nested tensor"
+        if type(tensor) not in PLAIN and _answers_itself(type(tensor)):
+            return f"a tensor of type {type(tensor).__name__}"
         if tensor.layout is not torch.strided:
             return f"a tensor of layout {tensor.layout}"
         if tensor.dtype in FLOATS:  # none of those which follow
@@ -181,6 +185,15 @@ def unserved(*tensors: object) -> str:
         if tensor.is_quantized:
             return "a quantised tensor"
     return ""
+
+
+def _answers_itself(kind: type[torch.Tensor]) -> bool:
+    """Whether a class of tensors has a say in what operators do; torch's own fake tensors know every operator."""
+    if kind.__module__.startswith("torch._subclasses."):
+        return False
+    usual = torch.Tensor.__torch_function__.__func__  # type: ignore[attr-defined]
+    function = getattr(kind.__torch_function__, "__func__", usual)  # a disabled one has none
+    return function is not usual or kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
 
 
 def torch_instead(name: str, reason: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -40,4 +40,6 @@ def as_torchs_layer(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def _torchs_class(module: torch.nn.Module) -> Any:
-    return next(kind for kind in type(module).__mro__ if kind.__module__.startswith("torch.nn."))
+    kinds = type(module).__mro__
+    own = next(place for place, kind in enumerate(kinds) if kind.__module__.startswith("nacre."))
+    return next(kind for kind in kinds[own:] if kind.__module__.startswith("torch.nn."))

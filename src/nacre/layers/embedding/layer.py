@@ -8,6 +8,7 @@ from torch import Tensor
 
 from nacre.core import check
 from nacre.core.choice import FLOATS, cpp_kernel, torch_instead, unserved
+from nacre.core.dispatch import PLAIN
 from nacre.core.op import Op
 from nacre.core.tracing import Proxy, as_torchs_layer, traced
 from nacre.layers.embedding import formula
@@ -163,7 +164,7 @@ def _plain(input: Any, weight: Any, padding_idx: Any, sparse: bool) -> bool:
     """Whether this is the call that nearly every one is, about which nothing else needs to be asked."""
     return (
         type(input) is Tensor
-        and isinstance(weight, Tensor)
+        and type(weight) in PLAIN
         and padding_idx is None
         and not sparse
         and input.dtype in _INDICES

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nacre.core import check
 from nacre.core.choice import FLOATS, cpp_kernel, torch_instead, torch_is_ahead, unserved
+from nacre.core.dispatch import PLAIN
 from nacre.core.flop_counter import count_flops
 from nacre.core.op import Op
 from nacre.core.tracing import Proxy, as_torchs_layer, traced
@@ -120,12 +121,15 @@ def _short_of(input: Tensor, weight: Tensor) -> str:
 
 def _fits(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether this is plainly a call that nacre serves; if not, the reason is yet to be found."""
-    if not (isinstance(input, Tensor) and isinstance(weight, Tensor)) or input.dtype not in FLOATS:
+    if not (type(input) in PLAIN and type(weight) in PLAIN) or input.dtype not in FLOATS:
         return False
     if input.layout is not torch.strided or input.is_nested or weight.layout is not torch.strided:
         return False
     if bias is not None and (
-        bias.dtype != input.dtype or bias.shape != weight.shape[:1] or bias.device != input.device
+        type(bias) not in PLAIN
+        or bias.dtype != input.dtype
+        or bias.shape != weight.shape[:1]
+        or bias.device != input.device
     ):
         return False
     return (
