@@ -244,6 +244,14 @@ def at_any_size() -> bool:
     return not _small_calls_to_torch
 
 
+def sizes_decide(input: Any) -> bool:
+    """Whether the size of a call may leave it to torch's own operator: outside tests it may.
+
+    A graph that is compiled or exported serves all sizes alike, and to compare one would tie it to that.
+    """
+    return type(input) in _plain and _small_calls_to_torch and not torch.compiler.is_compiling()
+
+
 def small(name: str, input: Any, below: int) -> bool:
     """Whether a call is so small that torch's own operator, which autograd knows without Python's help, is faster.
 
@@ -252,32 +260,26 @@ def small(name: str, input: Any, below: int) -> bool:
         input: the input whose elements count.
         below: the number of elements from which nacre's kernel is taken, Python's part considered.
     """
-    if type(input) not in _plain or input.numel() >= below:
-        return False
-    return torch_is_ahead(name, input, f"{below:,} values" if recorders else "")
+    return (
+        sizes_decide(input) and input.numel() < below and torch_is_ahead(name, f"{below:,} values" if recorders else "")
+    )
 
 
-def torch_is_ahead(name: str, input: Any, under: str) -> bool:
-    """Whether a call under a size from which nacre's kernel is faster is left to torch's own operator.
-
-    Args:
-        name: the op's name, for :func:`nacre.explain`.
-        input: the first input.
-        under: that size, in words.
-    """
-    return whole_by_torch(name, input, f"under {under} torch's own operator is faster" if recorders else "")
-
-
-def whole_by_torch(name: str, input: Any, reason: str) -> bool:
-    """Whether a call which torch's own operator serves best, its autograd included, is left to it: outside tests it is.
+def torch_is_ahead(name: str, under: str) -> bool:
+    """Lets :func:`nacre.explain` say that a call is left to torch's own operator, which is faster for its size.
 
     Args:
-        name: the op's name, for :func:`nacre.explain`.
-        input: the first input.
-        reason: why torch's operator serves it best.
+        name: the op's name.
+        under: the size from which nacre's kernel is faster, in words.
+
+    Returns:
+        True, as the last of the conditions under which a call is left to torch.
     """
-    if type(input) not in _plain or not _small_calls_to_torch or torch.compiler.is_compiling():
-        return False
+    return whole_by_torch(name, f"under {under} torch's own operator is faster") if recorders else True
+
+
+def whole_by_torch(name: str, reason: str) -> bool:
+    """The same for another reason why torch's operator, its autograd included, serves a call best."""
     if recorders:
         record(name, "torch", reason)
     return True

@@ -138,7 +138,7 @@ class ReLU(torch.nn.ReLU):
     __prepare_scriptable__ = as_torchs_layer
 
     def forward(self, input: Tensor) -> Tensor:
-        if type(input) is Tensor and choice.unwatched and input.numel() < _TORCH_BELOW and not is_dynamo_compiling():
+        if type(input) is Tensor and choice.unwatched and not is_dynamo_compiling() and input.numel() < _TORCH_BELOW:
             return torch.relu_(input) if self.inplace else torch.relu(input)
         if type(input) is not Tensor and isinstance(input, Proxy):
             return traced(self, input)
@@ -179,7 +179,7 @@ class SiLU(torch.nn.SiLU):
     __prepare_scriptable__ = as_torchs_layer
 
     def forward(self, input: Tensor) -> Tensor:
-        if type(input) is Tensor and choice.unwatched and input.numel() < _TORCH_BELOW and not is_dynamo_compiling():
+        if type(input) is Tensor and choice.unwatched and not is_dynamo_compiling() and input.numel() < _TORCH_BELOW:
             return torch._C._nn.silu_(input) if self.inplace else torch._C._nn.silu(input)
         if type(input) is not Tensor and isinstance(input, Proxy):
             return traced(self, input)
@@ -213,7 +213,7 @@ class Tanh(torch.nn.Tanh):
     __prepare_scriptable__ = as_torchs_layer
 
     def forward(self, input: Tensor) -> Tensor:
-        if type(input) is Tensor and choice.unwatched and input.numel() < _TANH_BELOW and not is_dynamo_compiling():
+        if type(input) is Tensor and choice.unwatched and not is_dynamo_compiling() and input.numel() < _TANH_BELOW:
             return torch.tanh(input)
         if type(input) is not Tensor and isinstance(input, Proxy):
             return traced(self, input)
@@ -247,7 +247,7 @@ class Sigmoid(torch.nn.Sigmoid):
     __prepare_scriptable__ = as_torchs_layer
 
     def forward(self, input: Tensor) -> Tensor:
-        if type(input) is Tensor and choice.unwatched and input.numel() < _TORCH_BELOW and not is_dynamo_compiling():
+        if type(input) is Tensor and choice.unwatched and not is_dynamo_compiling() and input.numel() < _TORCH_BELOW:
             return torch.sigmoid(input)
         if type(input) is not Tensor and isinstance(input, Proxy):
             return traced(self, input)

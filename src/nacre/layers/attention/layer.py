@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nacre.core.choice import FLOATS, torch_instead, torch_is_ahead, unserved
+from nacre.core.choice import FLOATS, sizes_decide, torch_instead, torch_is_ahead, unserved
 from nacre.core.dispatch import unobserved
 from nacre.core.tracing import Proxy, as_torchs_layer, traced
 from nacre.layers.attention.layout import each_once
@@ -132,7 +132,12 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
                 *(query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal),
             )
         no_mask = key_padding_mask is None and attn_mask is None and not is_causal
-        if no_mask and self._is_small(query, key, value) and torch_is_ahead("attention", query, _UNDER):
+        if (
+            no_mask
+            and self._is_small(query, key, value)
+            and sizes_decide(query)
+            and torch_is_ahead("attention", _UNDER)
+        ):
             return super().forward(query, key, value, None, need_weights, None, average_attn_weights)
         sequence_second = self.batch_first and query.dim() == key.dim() == value.dim() == 3
         if sequence_second:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nacre.core.choice import cpp_kernel, torch_instead, torch_is_ahead, unserved
+from nacre.core.choice import cpp_kernel, sizes_decide, torch_instead, torch_is_ahead, unserved
 from nacre.core.flop_counter import count_flops
 from nacre.core.op import Op
 from nacre.core.random import new_seed
@@ -109,7 +109,7 @@ def scaled_dot_product_attention(
         tensor([[4.]])
     """
     if attn_mask is None and dropout_p == 0 and not enable_gqa:
-        if _few(query, key, value) and torch_is_ahead("attention", query, _UNDER):
+        if sizes_decide(query) and _few(query, key, value) and torch_is_ahead("attention", _UNDER):
             return torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=is_causal, scale=scale)
     numbers = attn_mask if attn_mask is not None and attn_mask.is_floating_point() else None
     reason = unserved(query, key, value, numbers)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nacre.core import check
-from nacre.core.choice import torch_instead, unserved, whole_by_torch
+from nacre.core.choice import sizes_decide, torch_instead, unserved, whole_by_torch
 from nacre.core.flop_counter import count_flops
 from nacre.core.op import Op
 from nacre.core.tracing import Proxy, as_torchs_layer, traced
@@ -190,8 +190,9 @@ def conv2d(
     usual = isinstance(weight, Tensor) and not isinstance(padding, str)
     if (
         usual
+        and sizes_decide(input)
         and (reason := served.best_left_to_torch(input, weight, stride, dilation, groups))
-        and whole_by_torch("conv2d", input, reason)
+        and whole_by_torch("conv2d", reason)
     ):
         try:
             return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)

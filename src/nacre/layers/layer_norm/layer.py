@@ -70,7 +70,7 @@ class LayerNorm(torch.nn.LayerNorm):
     __prepare_scriptable__ = as_torchs_layer
 
     def forward(self, input: Tensor) -> Tensor:
-        if type(input) is Tensor and choice.unwatched and input.numel() < _TORCH_BELOW and not is_dynamo_compiling():
+        if type(input) is Tensor and choice.unwatched and not is_dynamo_compiling() and input.numel() < _TORCH_BELOW:
             try:
                 return torch.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
             except RuntimeError:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nacre.core import check
-from nacre.core.choice import FLOATS, cpp_kernel, torch_instead, torch_is_ahead, unserved
+from nacre.core.choice import FLOATS, cpp_kernel, sizes_decide, torch_instead, torch_is_ahead, unserved
 from nacre.core.dispatch import PLAIN
 from nacre.core.flop_counter import count_flops
 from nacre.core.op import Op
@@ -95,7 +95,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         >>> nacre.functional.linear(torch.tensor([1.0, 2.0]), torch.tensor([[3.0, 4.0]]), torch.tensor([0.5]))
         tensor([11.5000])
     """
-    if (under := _short_of(input, weight)) and torch_is_ahead("linear", input, under):
+    if sizes_decide(input) and (under := _short_of(input, weight)) and torch_is_ahead("linear", under):
         try:
             return torch.nn.functional.linear(input, weight, bias)
         except RuntimeError:
