@@ -88,6 +88,8 @@ def scaled_dot_product_attention(
         the exponential. A query whose every key is masked gets 0. The weights are never kept for the backward, which
         computes them again from two numbers a query, and the mask of the dropout again from one seed. Only
         the gradient of a mask, where it is asked for, takes a matrix of the scores' size for the time of the backward.
+        Keys and values that are NaN or infinite may or may not show in the results of queries which they are hidden
+        from, as blocks that nobody sees are skipped.
 
     Raises:
         RuntimeError: shapes, dtypes or devices do not match; dropout_p is not a probability; is_causal with an

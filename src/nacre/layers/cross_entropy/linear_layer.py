@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.jit._trace import is_tracing
 
 from nacre.core import check
 from nacre.core.choice import cpp_kernel, torch_instead, unserved
@@ -314,6 +315,8 @@ def _unserved(
 ) -> str:
     if linear_weight.shape[0] == 0:
         return "no classes"
+    if is_tracing():
+        return "torch.jit.trace, which records no list of bools"
     if options is not None and input.dtype != linear_weight.dtype:
         return "tensors of two dtypes under options"
     return unserved(input, linear_weight, linear_bias, weight, target if target.is_floating_point() else None)

@@ -76,8 +76,8 @@ class Softmax(torch.nn.Softmax):
     __prepare_scriptable__ = as_torchs_layer
 
     def forward(self, input: Tensor) -> Tensor:
-        usual = type(input) is Tensor and type(self.dim) is int and choice.unwatched and not is_dynamo_compiling()
-        if usual and input.numel() < _TORCH_BELOW:
+        usual = type(input) is Tensor and choice.unwatched and not is_dynamo_compiling()
+        if usual and type(self.dim) is int and input.numel() < _TORCH_BELOW:
             return input.softmax(self.dim)
         if type(input) is not Tensor and isinstance(input, Proxy):
             return traced(self, input)
@@ -122,8 +122,8 @@ class LogSoftmax(torch.nn.LogSoftmax):
     __prepare_scriptable__ = as_torchs_layer
 
     def forward(self, input: Tensor) -> Tensor:
-        usual = type(input) is Tensor and type(self.dim) is int and choice.unwatched and not is_dynamo_compiling()
-        if usual and input.numel() < _TORCH_BELOW:
+        usual = type(input) is Tensor and choice.unwatched and not is_dynamo_compiling()
+        if usual and type(self.dim) is int and input.numel() < _TORCH_BELOW:
             return input.log_softmax(self.dim)
         if type(input) is not Tensor and isinstance(input, Proxy):
             return traced(self, input)
