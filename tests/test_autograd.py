@@ -1,9 +1,11 @@
 """What autograd records of a kernel's call: the compiled node and Python's do the same in every situation."""
 
+import contextlib
 import threading
 
 import pytest
 import torch
+from torch._dynamo import compiled_autograd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import nacre
@@ -194,3 +196,49 @@ def test_gradients_of_views_and_expanded_ones(recorder):
         torch.autograd.grad(nacre.functional.silu(x).t()[::2].sum(), x),
         torch.autograd.grad(torch.nn.functional.silu(x).t()[::2].sum(), x),
     )
+
+
+# torch's compiler asks every saved tensor for its gradient
+asked_for_grad = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+
+
+@asked_for_grad
+def test_compiled_autograd_gives_the_same_gradients(recorder):
+    torch.manual_seed(0)
+    x = torch.randn(3, 5, 16)
+    layers = [
+        nacre.TransformerEncoderLayer(16, 2, 24, dropout=0.2, batch_first=True),
+        # settings, and gradients asked for, which alone tell one graph from another
+        *(nacre.LayerNorm(16, eps=eps) for eps in (1e-5, 0.5)),
+        *(nacre.Softmax(dim) for dim in (1, 2)),
+        nacre.LayerNorm(16, elementwise_affine=False),
+        nacre.LayerNorm(16).requires_grad_(False),
+        nacre.Dropout(0.0),
+        nacre.LSTM(16, 4),
+    ]
+    layers[6].bias.requires_grad_(True)
+
+    def gradients(layer, backward):
+        torch.manual_seed(3)
+        leaves = [x.clone().requires_grad_(), *(p for p in layer.parameters() if p.requires_grad)]
+        output = layer(leaves[0])
+        output = output[0] if isinstance(output, tuple) else output
+        with backward:
+            return torch.autograd.grad(output.square().sum(), leaves)
+
+    for layer in layers:
+        compiled = compiled_autograd._enable(torch.compile(backend="eager"))
+        for found, expected in zip(gradients(layer, compiled), gradients(layer, contextlib.nullcontext()), strict=True):
+            torch.testing.assert_close(found, expected)  # sums of two gradients are formed in another order
+
+
+@asked_for_grad
+def test_compiled_autograd_unpacks_saved_tensors_and_asks_once(recorder):
+    x = torch.randn(4, 3, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: 2 * tensor, lambda tensor: tensor / 2):
+        loss = nacre.functional.silu(x).square().sum()
+    with compiled_autograd._enable(torch.compile(backend="eager")):
+        found = torch.autograd.grad(loss, x)
+        with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+            torch.autograd.grad(loss, x)
+    torch.testing.assert_close(found, torch.autograd.grad(torch.nn.functional.silu(x).square().sum(), x))

@@ -206,3 +206,10 @@ def test_a_bad_class_is_found_in_a_compiled_model():
     assert compiled(torch.zeros(4, 5), torch.zeros(4, dtype=torch.int64)) > 0
     with pytest.raises(IndexError, match="Target 9"):
         compiled(torch.zeros(4, 5), torch.full((4,), 9))
+
+
+def test_a_single_weighted_token_in_a_compiled_model():
+    loss = nacre.CrossEntropyLoss(torch.tensor([0.5, 2.0, 1.0]))
+    logits, target = torch.randn(3), torch.tensor(1)
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(logits, target), torch.nn.functional.cross_entropy(logits, target))

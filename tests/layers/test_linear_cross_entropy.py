@@ -320,3 +320,12 @@ def test_meta_tensors():
     x = torch.empty(4, 5, device="meta", requires_grad=True)
     cross_entropy(x, torch.empty(4, dtype=torch.int64, device="meta")).backward()
     assert x.grad.shape == (4, 5)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # shapes that are compared are constants of a trace
+def test_torchs_tracer_records_it():
+    loss = nacre.LinearCrossEntropyLoss(4, 3)
+    given = torch.randn(5, 4), torch.tensor([0, 2, 1, 1, 0])
+    traced = torch.jit.trace(loss, given)
+    torch.testing.assert_close(traced(*given), loss(*given))

@@ -12,9 +12,9 @@ from nacre.blocks.fused import feed_forward, residual_dropout, residual_dropout_
 from nacre.blocks.inference import UNDER, is_small
 from nacre.blocks.parts import letters_of, sizes, sum_of_parts
 from nacre.core import check
-from nacre.core.choice import torch_instead, torch_is_ahead, unserved
+from nacre.core.choice import sizes_decide, torch_instead, torch_is_ahead, unserved
 from nacre.core.spec import Case, LayerSpec, Letters, Made, Normal
-from nacre.core.tracing import Proxy, traced
+from nacre.core.tracing import Proxy, as_torchs_layer, traced
 from nacre.layers import LAYERS
 from nacre.layers.activation import GELU, ReLU, SiLU
 from nacre.layers.attention import MultiheadAttention
@@ -216,6 +216,8 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         torch.Size([2, 5, 16])
     """
 
+    __prepare_scriptable__ = as_torchs_layer
+
     def __init__(
         self,
         d_model: int,
@@ -277,7 +279,7 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
             )
         changed = _changed(self)
         if src_mask is None and src_key_padding_mask is None and not (is_causal or changed):
-            if is_small(self, src) and torch_is_ahead("transformer_encoder_layer", src, UNDER):
+            if is_small(self, src) and sizes_decide(src) and torch_is_ahead("transformer_encoder_layer", UNDER):
                 return super().forward(src)
         canonical = torch.nn.functional._canonical_mask
         of_mask = torch.nn.functional._none_or_dtype(src_mask)

@@ -8,9 +8,12 @@
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
+#include <torch/csrc/dynamo/compiled_autograd.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <atomic>
+#include <iterator>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -22,6 +25,8 @@ namespace {
 
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
+using torch::dynamo::autograd::CompiledNodeArgs;
+using torch::dynamo::autograd::SwapSavedVariables;
 using torch::jit::Stack;
 
 // An op as core/op.py declares it. A place counts the arguments of the forward, then its results.
@@ -57,6 +62,48 @@ struct Saved {
   c10::IValue other;
 };
 
+bool none_defined(const variable_list& grads) {
+  return std::none_of(grads.begin(), grads.end(), [](const at::Tensor& grad) { return grad.defined(); });
+}
+
+// The gradient of each argument, from those of the outputs and the values that the backward takes after them.
+variable_list gradients_of(
+    const Op& op,
+    const c10::OperatorHandle& run,
+    const variable_list& grads,
+    Stack values,
+    const std::vector<bool>& needed) {
+  variable_list gradients(op.is_tensor.size());
+  if (none_defined(grads)) return gradients;
+
+  Stack stack;
+  stack.reserve(grads.size() + values.size() + 1);
+  for (const auto& grad : grads) stack.push_back(grad.defined() ? c10::IValue(grad) : c10::IValue());
+  std::move(values.begin(), values.end(), std::back_inserter(stack));
+  c10::List<bool> needs;
+  needs.reserve(op.gradients.size());
+  for (const auto argument : op.gradients) needs.push_back(needed[argument]);
+  stack.emplace_back(std::move(needs));
+  run.callBoxed(stack);
+
+  for (size_t index = 0; index < op.gradients.size(); ++index) {
+    if (stack[index].isTensor()) gradients[op.gradients[index]] = std::move(stack[index]).toTensor();
+  }
+  for (size_t pair = 0; pair < op.passes.size(); pair += 2) {
+    const size_t argument = op.passes[pair], place = op.passes[pair + 1];
+    if (gradients[argument].defined() || !needed[argument]) continue;
+    gradients[argument] = place < op.outputs ? grads[place] : gradients[place - op.outputs];
+  }
+  return gradients;
+}
+
+// What the compiler of a graph knows of the nodes that these edges lead to.
+c10::IValue metadata_of(const torch::autograd::edge_list& edges) {
+  using torch::dynamo::autograd::IValuePacker;
+  using Metadata = std::vector<std::optional<torch::autograd::InputMetadata>>;
+  return IValuePacker<Metadata>::pack(torch::dynamo::autograd::get_input_metadata(edges));
+}
+
 struct KernelNode final : torch::autograd::Node {
   explicit KernelNode(std::shared_ptr<const Op> op) : op(std::move(op)) {}
 
@@ -81,45 +128,72 @@ struct KernelNode final : torch::autograd::Node {
 
   variable_list apply(variable_list&& grads) override {
     std::lock_guard<std::mutex> lock(mutex_);
-    variable_list gradients(op->is_tensor.size());
-    bool any = false;
-    for (const auto& grad : grads) any |= grad.defined();
-    if (!any) return gradients;
-
+    if (none_defined(grads)) return variable_list(op->is_tensor.size());
     const bool differentiated = torch::autograd::GradMode::is_enabled();
-    Stack stack;
-    stack.reserve(grads.size() + saved.size() + settings.size() + 1);
-    for (const auto& grad : grads) stack.push_back(grad.defined() ? c10::IValue(grad) : c10::IValue());
+    Stack values;
+    values.reserve(saved.size() + settings.size());
     for (const auto& value : saved) {
       if (value.tensor) {
-        stack.emplace_back(value.tensor->unpack(getptr()));
+        values.emplace_back(value.tensor->unpack(getptr()));
       } else {
-        stack.push_back(value.other);
+        values.push_back(value.other);
       }
     }
-    if (differentiated) stack.insert(stack.end(), settings.begin(), settings.end());
-    c10::List<bool> needs;
-    needs.reserve(op->gradients.size());
-    for (const auto argument : op->gradients) needs.push_back(task_should_compute_output(argument));
-    stack.emplace_back(std::move(needs));
+    if (differentiated) values.insert(values.end(), settings.begin(), settings.end());
+    const auto& run = differentiated ? op->backward_formula : observed(grads) ? op->backward : op->backward_kernel;
+    return gradients_of(*op, run, grads, std::move(values), needed());
+  }
 
-    if (differentiated) {
-      op->backward_formula.callBoxed(stack);
-    } else if (observed(grads)) {
-      op->backward.callBoxed(stack);
-    } else {
-      op->backward_kernel.callBoxed(stack);
+  // What tells this node's graph from another's where torch compiles the backward of a graph that ran eagerly.
+  void compiled_args(CompiledNodeArgs& args) const override {
+    args.collect(op->name);
+    for (size_t index = 0; index < saved.size(); ++index) {
+      const auto& value = saved[index];
+      if (value.tensor) {
+        args.collect(*value.tensor, op->saved[index] >= static_cast<int64_t>(op->is_tensor.size()));
+      } else {
+        args.collect(value.other, /*nested=*/true);  // part of the key, not an input of the graph
+      }
     }
+    for (const bool need : needed()) args.collect(need);
+  }
 
-    for (size_t index = 0; index < op->gradients.size(); ++index) {
-      if (stack[index].isTensor()) gradients[op->gradients[index]] = std::move(stack[index]).toTensor();
+  // Puts the backward into that graph as one operation, which its compiler traces.
+  variable_list apply_with_saved(const variable_list& grads, SwapSavedVariables& swap) override {
+    std::vector<size_t> places;  // of the tensors among the values
+    std::vector<c10::IValue> others, tensors;
+    std::vector<c10::TypePtr> types;
+    for (auto& value : saved) {
+      if (value.tensor) {
+        swap.before(*value.tensor);
+        places.push_back(others.size());
+        tensors.emplace_back(value.tensor->unpack(getptr()));
+        types.push_back(c10::TensorType::get());
+      }
+      others.push_back(value.other);
     }
-    for (size_t pair = 0; pair < op->passes.size(); pair += 2) {
-      const size_t argument = op->passes[pair], place = op->passes[pair + 1];
-      if (gradients[argument].defined() || !task_should_compute_output(argument)) continue;
-      gradients[argument] = place < op->outputs ? grads[place] : gradients[place - op->outputs];
+    const auto backward = [op = op, places, others, needed = needed()](
+                              const variable_list& grads, const std::vector<c10::IValue>& tensors) {
+      Stack values = others;
+      for (size_t index = 0; index < places.size(); ++index) values[places[index]] = tensors[index];
+      return gradients_of(*op, op->backward, grads, std::move(values), needed);
+    };
+    const auto& compiler = torch::dynamo::autograd::getPyCompilerInterface();
+    const auto bound = compiler->bind_function(
+        swap.get_py_compiler(), name(), backward, types, /*is_custom_function=*/true, /*is_traceable=*/true);
+    auto gradients = compiler->call_function(
+        swap.get_py_compiler(), "apply_functional", bound, grads, tensors, metadata_of(next_edges()));
+    for (auto& value : saved) {
+      if (value.tensor) swap.after(*value.tensor);
     }
     return gradients;
+  }
+
+  // Which arguments' gradients this backward is to compute.
+  std::vector<bool> needed() const {
+    std::vector<bool> arguments(op->is_tensor.size());
+    for (size_t index = 0; index < arguments.size(); ++index) arguments[index] = task_should_compute_output(index);
+    return arguments;
   }
 
   std::shared_ptr<const Op> op;

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from nacre.core import native
+from nacre.core.dispatch import PLAIN
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,8 @@ def record(operator: str, implementation: str, reason: str) -> None:
 def unserved(*tensors: object) -> str:
     """Why nacre's ops leave these tensors to torch; empty when they serve them.
 
-    The formulas and their derivatives are those of real numbers in dense, strided tensors.
+    The formulas and their derivatives are those of real numbers in dense, strided tensors. A class of tensors which
+    answers operators itself (sharded, quantised, masked ones) knows torch's.
     """
     if tensors[0] is None:
         return "no input"
@@ -172,6 +174,8 @@ def unserved(*tensors: object) -> str:
             return f"a value of type {type(tensor).__name__}"
         if tensor.is_nested:
             return "a nested tensor"
+        if type(tensor) not in PLAIN and _answers_itself(type(tensor)):
+            return f"a tensor of type {type(tensor).__name__}"
         if tensor.layout is not torch.strided:
             return f"a tensor of layout {tensor.layout}"
         if tensor.dtype in FLOATS:  # none of those which follow
@@ -181,6 +185,15 @@ def unserved(*tensors: object) -> str:
         if tensor.is_quantized:
             return "a quantised tensor"
     return ""
+
+
+def _answers_itself(kind: type[torch.Tensor]) -> bool:
+    """Whether a class of tensors has a say in what operators do; torch's own fake tensors know every operator."""
+    if kind.__module__.startswith("torch._subclasses."):
+        return False
+    usual = torch.Tensor.__torch_function__.__func__  # type: ignore[attr-defined]
+    function = getattr(kind.__torch_function__, "__func__", usual)  # a disabled one has none
+    return function is not usual or kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
 
 
 def torch_instead(name: str, reason: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -231,6 +244,14 @@ def at_any_size() -> bool:
     return not _small_calls_to_torch
 
 
+def sizes_decide(input: Any) -> bool:
+    """Whether the size of a call may leave it to torch's own operator: outside tests it may.
+
+    A graph that is compiled or exported serves all sizes alike, and to compare one would tie it to that.
+    """
+    return type(input) in _plain and _small_calls_to_torch and not torch.compiler.is_compiling()
+
+
 def small(name: str, input: Any, below: int) -> bool:
     """Whether a call is so small that torch's own operator, which autograd knows without Python's help, is faster.
 
@@ -239,32 +260,26 @@ def small(name: str, input: Any, below: int) -> bool:
         input: the input whose elements count.
         below: the number of elements from which nacre's kernel is taken, Python's part considered.
     """
-    if type(input) not in _plain or input.numel() >= below:
-        return False
-    return torch_is_ahead(name, input, f"{below:,} values" if recorders else "")
+    return (
+        sizes_decide(input) and input.numel() < below and torch_is_ahead(name, f"{below:,} values" if recorders else "")
+    )
 
 
-def torch_is_ahead(name: str, input: Any, under: str) -> bool:
-    """Whether a call under a size from which nacre's kernel is faster is left to torch's own operator.
-
-    Args:
-        name: the op's name, for :func:`nacre.explain`.
-        input: the first input.
-        under: that size, in words.
-    """
-    return whole_by_torch(name, input, f"under {under} torch's own operator is faster" if recorders else "")
-
-
-def whole_by_torch(name: str, input: Any, reason: str) -> bool:
-    """Whether a call which torch's own operator serves best, its autograd included, is left to it: outside tests it is.
+def torch_is_ahead(name: str, under: str) -> bool:
+    """Lets :func:`nacre.explain` say that a call is left to torch's own operator, which is faster for its size.
 
     Args:
-        name: the op's name, for :func:`nacre.explain`.
-        input: the first input.
-        reason: why torch's operator serves it best.
+        name: the op's name.
+        under: the size from which nacre's kernel is faster, in words.
+
+    Returns:
+        True, as the last of the conditions under which a call is left to torch.
     """
-    if type(input) not in _plain or not _small_calls_to_torch or torch.compiler.is_compiling():
-        return False
+    return whole_by_torch(name, f"under {under} torch's own operator is faster") if recorders else True
+
+
+def whole_by_torch(name: str, reason: str) -> bool:
+    """The same for another reason why torch's operator, its autograd included, serves a call best."""
     if recorders:
         record(name, "torch", reason)
     return True

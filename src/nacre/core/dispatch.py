@@ -17,7 +17,8 @@ from torch._C._functorch import is_dead_tensor_wrapper  # type: ignore[attr-defi
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+"""The classes of tensors which leave every operator to torch's dispatcher."""
 AUTOCAST_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA", "xpu": "AutocastXPU", "mps": "AutocastMPS"}
 """The dispatch key of autocast by device type."""
 _ALL_AUTOCAST = functools.reduce(
@@ -59,7 +60,7 @@ def unobserved(arguments: Sequence[Any]) -> bool:
         return False
     for value in arguments:  # a loop, since a generator takes twice as long
         kind = type(value)
-        if kind in _PLAIN:
+        if kind in PLAIN:
             if is_dead_tensor_wrapper(value):  # what a transform left behind
                 return False
         elif isinstance(value, torch.Tensor):

@@ -1,4 +1,4 @@
-"""What ``torch.fx.symbolic_trace`` sees of a layer: one node, as of a layer of torch.nn."""
+"""What torch's two compilers of source and of graphs see of a layer: a layer of torch.nn."""
 
 from typing import Any
 
@@ -24,6 +24,22 @@ def traced(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
     """
     tracer = args[0].tracer
     if module is tracer.root or not type(module).__module__.startswith("nacre."):
-        base: Any = next(kind for kind in type(module).__mro__ if kind.__module__.startswith("torch.nn."))
-        return base.forward(module, *args, **kwargs)
+        return _torchs_class(module).forward(module, *args, **kwargs)
     return tracer.create_proxy("call_module", tracer.path_of_module(module), args, kwargs)
+
+
+def as_torchs_layer(module: torch.nn.Module) -> torch.nn.Module:
+    """Makes a layer torch.nn's, in place, for ``torch.jit.script``, which compiles the source of those alone.
+
+    It is a layer's ``__prepare_scriptable__``, and does what ``nacre.convert(module, to="torch")`` does: whatever the
+    compiler were given in the layer's place, it would leave in the model. Somebody's subclass stays as it is.
+    """
+    if type(module).__module__.startswith("nacre."):
+        module.__class__ = _torchs_class(module)
+    return module
+
+
+def _torchs_class(module: torch.nn.Module) -> Any:
+    kinds = type(module).__mro__
+    own = next(place for place, kind in enumerate(kinds) if kind.__module__.startswith("nacre."))
+    return next(kind for kind in kinds[own:] if kind.__module__.startswith("torch.nn."))

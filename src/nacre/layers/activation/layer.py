@@ -7,7 +7,7 @@ from torch.compiler import is_dynamo_compiling
 from nacre.core import check, choice
 from nacre.core.choice import cpp_kernel, small, torch_instead, unserved
 from nacre.core.op import Op
-from nacre.core.tracing import Proxy, traced
+from nacre.core.tracing import Proxy, as_torchs_layer, traced
 from nacre.layers.activation import formula
 
 # the number of values from which nacre's kernel is faster, where two calls of each were measured equal
@@ -97,6 +97,8 @@ class GELU(torch.nn.GELU):
         tensor([-0.1588,  0.0000,  0.8412])
     """
 
+    __prepare_scriptable__ = as_torchs_layer
+
     def forward(self, input: Tensor) -> Tensor:
         if type(input) is not Tensor and isinstance(input, Proxy):
             return traced(self, input)
@@ -133,8 +135,10 @@ class ReLU(torch.nn.ReLU):
         tensor([0., 0., 3.])
     """
 
+    __prepare_scriptable__ = as_torchs_layer
+
     def forward(self, input: Tensor) -> Tensor:
-        if type(input) is Tensor and choice.unwatched and input.numel() < _TORCH_BELOW and not is_dynamo_compiling():
+        if type(input) is Tensor and choice.unwatched and not is_dynamo_compiling() and input.numel() < _TORCH_BELOW:
             return torch.relu_(input) if self.inplace else torch.relu(input)
         if type(input) is not Tensor and isinstance(input, Proxy):
             return traced(self, input)
@@ -172,8 +176,10 @@ class SiLU(torch.nn.SiLU):
         tensor([-0.2689,  0.0000,  0.7311])
     """
 
+    __prepare_scriptable__ = as_torchs_layer
+
     def forward(self, input: Tensor) -> Tensor:
-        if type(input) is Tensor and choice.unwatched and input.numel() < _TORCH_BELOW and not is_dynamo_compiling():
+        if type(input) is Tensor and choice.unwatched and not is_dynamo_compiling() and input.numel() < _TORCH_BELOW:
             return torch._C._nn.silu_(input) if self.inplace else torch._C._nn.silu(input)
         if type(input) is not Tensor and isinstance(input, Proxy):
             return traced(self, input)
@@ -204,8 +210,10 @@ class Tanh(torch.nn.Tanh):
         tensor([-0.7616,  0.0000,  1.0000])
     """
 
+    __prepare_scriptable__ = as_torchs_layer
+
     def forward(self, input: Tensor) -> Tensor:
-        if type(input) is Tensor and choice.unwatched and input.numel() < _TANH_BELOW and not is_dynamo_compiling():
+        if type(input) is Tensor and choice.unwatched and not is_dynamo_compiling() and input.numel() < _TANH_BELOW:
             return torch.tanh(input)
         if type(input) is not Tensor and isinstance(input, Proxy):
             return traced(self, input)
@@ -236,8 +244,10 @@ class Sigmoid(torch.nn.Sigmoid):
         tensor([0.2689, 0.5000, 1.0000])
     """
 
+    __prepare_scriptable__ = as_torchs_layer
+
     def forward(self, input: Tensor) -> Tensor:
-        if type(input) is Tensor and choice.unwatched and input.numel() < _TORCH_BELOW and not is_dynamo_compiling():
+        if type(input) is Tensor and choice.unwatched and not is_dynamo_compiling() and input.numel() < _TORCH_BELOW:
             return torch.sigmoid(input)
         if type(input) is not Tensor and isinstance(input, Proxy):
             return traced(self, input)

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nacre.core.choice import FLOATS, torch_instead, torch_is_ahead, unserved
+from nacre.core.choice import FLOATS, sizes_decide, torch_instead, torch_is_ahead, unserved
 from nacre.core.dispatch import unobserved
-from nacre.core.tracing import Proxy, traced
+from nacre.core.tracing import Proxy, as_torchs_layer, traced
 from nacre.layers.attention.layout import each_once
 from nacre.layers.attention.multi_head import multi_head_attention_forward
 from nacre.layers.attention.multi_head_checks import check_heads
@@ -49,7 +49,8 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
     Numerics:
         Scores and weights of float16 and bfloat16 are computed in float32, each projection is rounded once. The weights
         are computed again in the backward, never kept. A query whose every key is masked gets NaN where the weights are
-        returned, as in torch.nn, and otherwise attends to nothing.
+        returned, as in torch.nn, and otherwise attends to nothing. Keys and values that are NaN or infinite may or may
+        not show in the results of queries which they are hidden from, as blocks that nobody sees are skipped.
 
     Raises:
         AssertionError: num_heads does not divide embed_dim; shapes of query, key, value or masks do not fit together.
@@ -75,6 +76,8 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         >>> sum(parameter.numel() for parameter in layer.parameters())
         1050624
     """
+
+    __prepare_scriptable__ = as_torchs_layer
 
     def __init__(
         self,
@@ -130,7 +133,12 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
                 *(query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal),
             )
         no_mask = key_padding_mask is None and attn_mask is None and not is_causal
-        if no_mask and self._is_small(query, key, value) and torch_is_ahead("attention", query, _UNDER):
+        if (
+            no_mask
+            and self._is_small(query, key, value)
+            and sizes_decide(query)
+            and torch_is_ahead("attention", _UNDER)
+        ):
             return super().forward(query, key, value, None, need_weights, None, average_attn_weights)
         sequence_second = self.batch_first and query.dim() == key.dim() == value.dim() == 3
         if sequence_second:

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nacre.core.choice import cpp_kernel, torch_instead, torch_is_ahead, unserved
+from nacre.core.choice import cpp_kernel, sizes_decide, torch_instead, torch_is_ahead, unserved
+from nacre.core.flop_counter import count_flops
 from nacre.core.op import Op
 from nacre.core.random import new_seed
 from nacre.layers.attention import packed
@@ -48,6 +49,7 @@ _op = Op(
         )
     ],
 )
+count_flops(_op)
 
 
 def scaled_dot_product_attention(
@@ -86,6 +88,8 @@ def scaled_dot_product_attention(
         the exponential. A query whose every key is masked gets 0. The weights are never kept for the backward, which
         computes them again from two numbers a query, and the mask of the dropout again from one seed. Only
         the gradient of a mask, where it is asked for, takes a matrix of the scores' size for the time of the backward.
+        Keys and values that are NaN or infinite may or may not show in the results of queries which they are hidden
+        from, as blocks that nobody sees are skipped.
 
     Raises:
         RuntimeError: shapes, dtypes or devices do not match; dropout_p is not a probability; is_causal with an
@@ -107,7 +111,7 @@ def scaled_dot_product_attention(
         tensor([[4.]])
     """
     if attn_mask is None and dropout_p == 0 and not enable_gqa:
-        if _few(query, key, value) and torch_is_ahead("attention", query, _UNDER):
+        if sizes_decide(query) and _few(query, key, value) and torch_is_ahead("attention", _UNDER):
             return torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=is_causal, scale=scale)
     numbers = attn_mask if attn_mask is not None and attn_mask.is_floating_point() else None
     reason = unserved(query, key, value, numbers)

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from nacre.core import check
-from nacre.core.choice import torch_instead, unserved, whole_by_torch
+from nacre.core.choice import sizes_decide, torch_instead, unserved, whole_by_torch
+from nacre.core.flop_counter import count_flops
 from nacre.core.op import Op
-from nacre.core.tracing import Proxy, traced
+from nacre.core.tracing import Proxy, as_torchs_layer, traced
 from nacre.layers.conv2d import formula, served
 from nacre.layers.conv2d.cost import outputs
 
@@ -52,6 +53,17 @@ _op = Op(
     fake=_fake,
     fake_backward=_fake_backward,
 )
+
+
+def _flops(output: Tensor, _: Tensor, weight: Tensor, *settings: Any) -> int:
+    return 2 * output.numel() * weight.shape[1:].numel()
+
+
+def _backward_flops(_: Any, grad: Tensor, input: Tensor, *others: Any) -> int:
+    return _flops(grad, input, *others) * (others[-1][0] + others[-1][1])
+
+
+count_flops(_op, _flops, _backward_flops)
 
 
 class Conv2d(torch.nn.Conv2d):
@@ -111,6 +123,8 @@ class Conv2d(torch.nn.Conv2d):
         >>> sum(parameter.numel() for parameter in layer.parameters())
         1792
     """
+
+    __prepare_scriptable__ = as_torchs_layer
 
     def forward(self, input: Tensor) -> Tensor:
         if type(input) is not Tensor and isinstance(input, Proxy):
@@ -176,8 +190,9 @@ def conv2d(
     usual = isinstance(weight, Tensor) and not isinstance(padding, str)
     if (
         usual
+        and sizes_decide(input)
         and (reason := served.best_left_to_torch(input, weight, stride, dilation, groups))
-        and whole_by_torch("conv2d", input, reason)
+        and whole_by_torch("conv2d", reason)
     ):
         try:
             return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)

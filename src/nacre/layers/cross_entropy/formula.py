@@ -59,4 +59,4 @@ def divisor(target: Target) -> Tensor | int:
         return target.classes.numel() // target.classes.shape[tokens.class_dim(target.classes)]
     if target.weight is None:
         return (~target.ignored).sum()
-    return torch.where(target.ignored, 0, target.weight[target.valid_classes]).sum()
+    return torch.where(target.ignored, 0, target.class_weights(target.weight)).sum()

@@ -8,9 +8,9 @@ from torch.compiler import is_dynamo_compiling
 from torch.nn._reduction import get_enum
 
 from nacre.core import choice
-from nacre.core.choice import cpp_kernel, small, torch_instead, unserved
+from nacre.core.choice import cpp_kernel, sizes_decide, small, torch_instead, unserved
 from nacre.core.op import Op
-from nacre.core.tracing import Proxy, traced
+from nacre.core.tracing import Proxy, as_torchs_layer, traced
 from nacre.layers.cross_entropy import formula, targets
 
 # the number of logits from which nacre's kernel is faster, where two calls of each were measured equal
@@ -89,6 +89,8 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
         tensor(1.3863)
     """
 
+    __prepare_scriptable__ = as_torchs_layer
+
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         usual = type(input) is Tensor and choice.unwatched and not is_dynamo_compiling()
         if usual and _few(input) and input.dtype in _TORCHS_DTYPES:
@@ -142,7 +144,7 @@ def cross_entropy(
         tensor(1.3863)
     """
     reduction = targets.reduction_name(reduction, size_average, reduce)
-    torchs = not input.is_nested and _few(input) and input.dtype in _TORCHS_DTYPES
+    torchs = sizes_decide(input) and not input.is_nested and _few(input) and input.dtype in _TORCHS_DTYPES
     if torchs and small("cross_entropy", input, _TORCH_BELOW):
         try:
             return _torchs(input, target, weight, get_enum(reduction), ignore_index, label_smoothing)

@@ -5,9 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.jit._trace import is_tracing
 
 from nacre.core import check
 from nacre.core.choice import cpp_kernel, torch_instead, unserved
+from nacre.core.flop_counter import count_flops
 from nacre.core.op import Op
 from nacre.core.tracing import Proxy, traced
 from nacre.layers.cross_entropy import formula, linear_formula, targets
@@ -80,6 +82,7 @@ _op = Op(
     fake=_fake,
     fake_backward=_fake_backward,
 )
+count_flops(_op)
 
 
 class LinearCrossEntropyLoss(BASE):
@@ -312,6 +315,8 @@ def _unserved(
 ) -> str:
     if linear_weight.shape[0] == 0:
         return "no classes"
+    if is_tracing():
+        return "torch.jit.trace, which records no list of bools"
     if options is not None and input.dtype != linear_weight.dtype:
         return "tensors of two dtypes under options"
     return unserved(input, linear_weight, linear_bias, weight, target if target.is_floating_point() else None)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nacre.core import check
 from nacre.core.choice import FLOATS
+from nacre.core.dispatch import PLAIN
 
 
 def reduction_name(reduction: str, size_average: bool | None = None, reduce: bool | None = None) -> str:
@@ -27,6 +28,8 @@ def plain(input: Tensor, target: Tensor, weight: Tensor | None, label_smoothing:
     """Whether this is what nearly every call is: rows of logits and a class index each, as they should be."""
     return (
         weight is None
+        and type(input) in PLAIN
+        and type(target) in PLAIN
         and input.dim() == 2
         and input.dtype in FLOATS
         and target.dtype is torch.int64

@@ -54,6 +54,10 @@ class Target(NamedTuple):
             q = torch.zeros_like(x).scatter(dim, self.valid_classes.unsqueeze(dim), 1.0)
         return (1 - s) * q + s / x.shape[dim] if s > 0 else q
 
+    def class_weights(self, weight: Tensor) -> Tensor:
+        """w_y, the index as a row: the value of a single one would have to be known."""
+        return weight[self.valid_classes.flatten()].view(self.classes.shape)
+
     def weigh(self, values: Tensor) -> Tensor:
         return values if self.weight is None else values * by_class(self.weight, values)
 
@@ -77,7 +81,7 @@ def losses(x: Tensor, maximum: Tensor, log_sum: Tensor, target: Target) -> Tenso
         return -(target.weigh(target.distribution(x)) * (x - maximum - log_sum)).sum(dim)
     # one logit a token: the others may be -inf, and 0 times it is not 0
     log_p = (x.gather(dim, target.valid_classes.unsqueeze(dim)) - maximum - log_sum).squeeze(dim)
-    loss = -(1 - s) * (log_p if target.weight is None else log_p * target.weight[target.valid_classes])
+    loss = -(1 - s) * (log_p if target.weight is None else log_p * target.class_weights(target.weight))
     if s > 0:
         loss = loss - target.weigh(x - maximum - log_sum).sum(dim) * (s / x.shape[dim])
     return loss.masked_fill(target.ignored, 0)

@@ -9,7 +9,7 @@ from nacre.core import check
 from nacre.core.choice import cpp_kernel, torch_instead, unserved
 from nacre.core.op import Op
 from nacre.core.random import dropout_seed
-from nacre.core.tracing import Proxy, traced
+from nacre.core.tracing import Proxy, as_torchs_layer, traced
 from nacre.layers.dropout import formula
 
 
@@ -72,6 +72,8 @@ class Dropout(torch.nn.Dropout):
         >>> layer.eval()(torch.ones(3))
         tensor([1., 1., 1.])
     """
+
+    __prepare_scriptable__ = as_torchs_layer
 
     def forward(self, input: Tensor) -> Tensor:
         if type(input) is not Tensor and isinstance(input, Proxy):

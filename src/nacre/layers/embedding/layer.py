@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from nacre.core import check, choice
-from nacre.core.choice import FLOATS, cpp_kernel, torch_instead, torch_is_ahead, unserved
+from nacre.core.choice import FLOATS, cpp_kernel, sizes_decide, torch_instead, torch_is_ahead, unserved
+from nacre.core.dispatch import PLAIN
 from nacre.core.op import Op
-from nacre.core.tracing import Proxy, traced
+from nacre.core.tracing import Proxy, as_torchs_layer, traced
 from nacre.layers.embedding import formula
 
 _INDICES = (torch.int64, torch.int32)
@@ -106,14 +107,16 @@ class Embedding(torch.nn.Embedding):
         Did you mean Embedding(3, 2)?
     """
 
+    __prepare_scriptable__ = as_torchs_layer
+
     def forward(self, input: Tensor) -> Tensor:
         if (
             type(input) is Tensor
             and choice.unwatched
+            and not is_dynamo_compiling()
             and self.max_norm is None
             and input.numel() < _FEW_TOKENS
             and self.weight.numel() < _SMALL_TABLE
-            and not is_dynamo_compiling()
         ):
             try:
                 return _by_torch(input, self.weight, self.padding_idx, self.scale_grad_by_freq, self.sparse)
@@ -156,7 +159,7 @@ def embedding(
         >>> nacre.functional.embedding(torch.tensor(1), torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
         tensor([3., 4.])
     """
-    if max_norm is None and _is_small(input, weight) and torch_is_ahead("embedding", input, _UNDER):
+    if max_norm is None and sizes_decide(input) and _is_small(input, weight) and torch_is_ahead("embedding", _UNDER):
         try:
             return _by_torch(input, weight, padding_idx, scale_grad_by_freq, sparse)
         except (AssertionError, IndexError, RuntimeError):
@@ -194,7 +197,7 @@ def _plain(input: Any, weight: Any, padding_idx: Any, sparse: bool) -> bool:
     """Whether this is the call that nearly every one is, about which nothing else needs to be asked."""
     return (
         type(input) is Tensor
-        and isinstance(weight, Tensor)
+        and type(weight) in PLAIN
         and padding_idx is None
         and not sparse
         and input.dtype in _INDICES

@@ -9,7 +9,7 @@ from torch.compiler import is_dynamo_compiling
 from nacre.core import check, choice
 from nacre.core.choice import cpp_kernel, small, torch_instead, unserved
 from nacre.core.op import Op
-from nacre.core.tracing import Proxy, traced
+from nacre.core.tracing import Proxy, as_torchs_layer, traced
 from nacre.layers.layer_norm import formula
 
 _TORCH_BELOW = 65536
@@ -67,8 +67,10 @@ class LayerNorm(torch.nn.LayerNorm):
         tensor([[-1.0000, -1.0000,  1.0000,  1.0000]], grad_fn=<...>)
     """
 
+    __prepare_scriptable__ = as_torchs_layer
+
     def forward(self, input: Tensor) -> Tensor:
-        if type(input) is Tensor and choice.unwatched and input.numel() < _TORCH_BELOW and not is_dynamo_compiling():
+        if type(input) is Tensor and choice.unwatched and not is_dynamo_compiling() and input.numel() < _TORCH_BELOW:
             try:
                 return torch.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
             except RuntimeError:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nacre.core import check
 from nacre.core.choice import cpp_kernel
+from nacre.core.flop_counter import count_flops
 from nacre.core.op import Op
 from nacre.core.random import dropout_seed
 from nacre.layers.linear import feed_forward_formula as formula
@@ -40,6 +41,7 @@ _op = Op(
     fake_backward=_fake_backward,
     kernels=[cpp_kernel(dtypes=DTYPES)],
 )
+count_flops(_op)
 
 
 def feed_forward(

@@ -7,9 +7,11 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from nacre.core import check, choice
-from nacre.core.choice import FLOATS, cpp_kernel, torch_instead, torch_is_ahead, unserved
+from nacre.core.choice import FLOATS, cpp_kernel, sizes_decide, torch_instead, torch_is_ahead, unserved
+from nacre.core.dispatch import PLAIN
+from nacre.core.flop_counter import count_flops
 from nacre.core.op import Op
-from nacre.core.tracing import Proxy, traced
+from nacre.core.tracing import Proxy, as_torchs_layer, traced
 from nacre.layers.linear import formula
 
 _op = Op(
@@ -21,6 +23,7 @@ _op = Op(
     autocast={"cpu": "lower", "cuda": "lower", "xpu": "lower", "mps": "lower"},
     kernels=[cpp_kernel(dtypes=(torch.float32, torch.float64))],
 )
+count_flops(_op)
 
 _torchs_linear = torch._C._nn.linear  # what torch.nn.functional.linear is
 _TORCH_BELOW = 1 << 23  # multiply-adds
@@ -70,15 +73,17 @@ class Linear(torch.nn.Linear):
         131328
     """
 
+    __prepare_scriptable__ = as_torchs_layer
+
     def forward(self, input: Tensor) -> Tensor:
         if (
             type(input) is Tensor
             and choice.unwatched
+            and not is_dynamo_compiling()
             and not (torch.is_grad_enabled() and self.weight.requires_grad)
             and (values := input.numel()) * self.out_features < _TORCH_BELOW
             and (values > _FEW_ROWS * self.in_features or self.in_features * self.out_features < _WEIGHTS_OF_FEW)
             and not (torch.is_grad_enabled() and input.requires_grad)
-            and not is_dynamo_compiling()
         ):
             try:
                 return _torchs_linear(input, self.weight, self.bias)
@@ -105,7 +110,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         >>> nacre.functional.linear(torch.tensor([1.0, 2.0]), torch.tensor([[3.0, 4.0]]), torch.tensor([0.5]))
         tensor([11.5000])
     """
-    if (under := _short_of(input, weight)) and torch_is_ahead("linear", input, under):
+    if sizes_decide(input) and (under := _short_of(input, weight)) and torch_is_ahead("linear", under):
         try:
             return torch.nn.functional.linear(input, weight, bias)
         except RuntimeError:
@@ -133,12 +138,15 @@ def _short_of(input: Tensor, weight: Tensor) -> str:
 
 def _fits(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether this is plainly a call that nacre serves; if not, the reason is yet to be found."""
-    if not (isinstance(input, Tensor) and isinstance(weight, Tensor)) or input.dtype not in FLOATS:
+    if not (type(input) in PLAIN and type(weight) in PLAIN) or input.dtype not in FLOATS:
         return False
     if input.layout is not torch.strided or input.is_nested or weight.layout is not torch.strided:
         return False
     if bias is not None and (
-        bias.dtype != input.dtype or bias.shape != weight.shape[:1] or bias.device != input.device
+        type(bias) not in PLAIN
+        or bias.dtype != input.dtype
+        or bias.shape != weight.shape[:1]
+        or bias.device != input.device
     ):
         return False
     return (

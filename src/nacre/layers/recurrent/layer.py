@@ -9,8 +9,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 from nacre.core.choice import cpp_kernel
 from nacre.core.op import Op
-from nacre.core.tracing import Proxy, traced
+from nacre.core.tracing import Proxy, as_torchs_layer, traced
 from nacre.layers.recurrent import formula_gru, formula_lstm, stack
+from nacre.layers.recurrent.flops import count_places
 
 _GRU_TENSORS = ("input", "h0", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _LSTM_TENSORS = ("input", "h0", "c0", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
@@ -61,6 +62,7 @@ _lstm = Op(
     fake=_fake_lstm,
     fake_backward=lambda *arguments: _fake_gradients(arguments[3:11], arguments[-1]),
 )
+count_places(_lstm)
 
 _gru = Op(
     "gru(Tensor input, Tensor? batch_sizes, Tensor h0, Tensor weight_ih, Tensor weight_hh,"
@@ -85,6 +87,7 @@ _gru = Op(
     fake=_fake_gru,
     fake_backward=lambda *arguments: _fake_gradients(arguments[2:8], arguments[-1]),
 )
+count_places(_gru)
 
 
 class LSTM(torch.nn.LSTM):
@@ -153,6 +156,8 @@ class LSTM(torch.nn.LSTM):
         >>> bool((output[-1] == h_n[-1]).all())
         True
     """
+
+    __prepare_scriptable__ = as_torchs_layer
 
     @overload
     def forward(
@@ -233,6 +238,8 @@ class GRU(torch.nn.GRU):
         >>> output.data.shape, h_n.shape
         (torch.Size([6, 40]), torch.Size([2, 2, 20]))
     """
+
+    __prepare_scriptable__ = as_torchs_layer
 
     @overload
     def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...

@@ -10,7 +10,7 @@ from torch.compiler import is_dynamo_compiling
 from nacre.core import check, choice
 from nacre.core.choice import cpp_kernel, small, torch_instead, unserved
 from nacre.core.op import Op
-from nacre.core.tracing import Proxy, traced
+from nacre.core.tracing import Proxy, as_torchs_layer, traced
 from nacre.layers.softmax import formula
 from nacre.layers.softmax.cost import implicit_dim
 
@@ -73,9 +73,11 @@ class Softmax(torch.nn.Softmax):
                 [1.0000, 0.0000]])
     """
 
+    __prepare_scriptable__ = as_torchs_layer
+
     def forward(self, input: Tensor) -> Tensor:
-        small = type(input) is Tensor and choice.unwatched and input.numel() < _TORCH_BELOW
-        if small and type(self.dim) is int and not is_dynamo_compiling():
+        usual = type(input) is Tensor and choice.unwatched and not is_dynamo_compiling()
+        if usual and type(self.dim) is int and input.numel() < _TORCH_BELOW:
             return input.softmax(self.dim)
         if type(input) is not Tensor and isinstance(input, Proxy):
             return traced(self, input)
@@ -117,9 +119,11 @@ class LogSoftmax(torch.nn.LogSoftmax):
                 [ 0.0000e+00, -2.0000e+04]])
     """
 
+    __prepare_scriptable__ = as_torchs_layer
+
     def forward(self, input: Tensor) -> Tensor:
-        small = type(input) is Tensor and choice.unwatched and input.numel() < _TORCH_BELOW
-        if small and type(self.dim) is int and not is_dynamo_compiling():
+        usual = type(input) is Tensor and choice.unwatched and not is_dynamo_compiling()
+        if usual and type(self.dim) is int and input.numel() < _TORCH_BELOW:
             return input.log_softmax(self.dim)
         if type(input) is not Tensor and isinstance(input, Proxy):
             return traced(self, input)
