@@ -333,7 +333,7 @@ def test_errors_of_calls_which_are_torchs_are_as_clear():
     [
         (nacre.Conv2d(6, 6, 3, groups=6), (99, 6, 9, 9), "C++ kernel", "C++ kernel"),
         (nacre.Conv2d(6, 9, 1), (19, 6, 14, 14), "C++ kernel", "C++ kernel"),
-        (nacre.Conv2d(12, 9, 1), (99, 12, 13, 13), "torch kernel", "torch kernel"),
+        (nacre.Conv2d(6, 6, 3, stride=2, groups=6), (99, 6, 20, 20), "torch kernel", "C++ kernel"),
         (nacre.Conv2d(3, 9, 3), (99, 3, 9, 9), "torch kernel", MIXED),
         (nacre.Conv2d(3, 9, 3), (9, 3, 9, 34), "C++ kernel", "C++ kernel"),
         (nacre.Conv2d(3, 9, 5), (19, 3, 9, 34), "C++ kernel", MIXED),
@@ -348,7 +348,7 @@ def test_which_kernel_runs(layer, shape, forward, backward):
     with record_choices() as choices:
         output = layer(input)
         found = torch.autograd.grad(output, [input, *layer.parameters()], torch.ones_like(output))
-    expected = torchs_conv2d(input, layer.weight, layer.bias, groups=layer.groups)
+    expected = torchs_conv2d(input, layer.weight, layer.bias, layer.stride, groups=layer.groups)
     wanted = torch.autograd.grad(expected, [input, *layer.parameters()], torch.ones_like(output))
     for one, other in zip((output, *found), (expected, *wanted), strict=True):
         # float32, sums of thousands of values in another order
