@@ -169,6 +169,19 @@ inline void store(T* to, Vector<Accumulator<T>> values, Lanes which) {
 
 // ---- rows
 
+// A vector that is used several times and loaded once: of its own accord the compiler loads it again for each product.
+template <class V>
+inline V in_register(V values) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(values));
+#elif defined(__x86_64__)
+  asm("" : "+x"(values));
+#elif defined(__aarch64__)
+  asm("" : "+w"(values));
+#endif
+  return values;
+}
+
 // Calls body(i, lanes) for each vector of a row of `count` values, i being the index of its first value.
 template <class A, class Body>
 inline void over_row(int64_t count, Body body) {

@@ -38,13 +38,15 @@ struct PlanePart {
   // `rows` times `vectors` positions, of which the last vector holds `last`.
   template <int64_t rows, int64_t vectors, class Lanes>
   void block(const Windows<A>& windows, Lanes last) const {
-    Vector<A> values[rows][vectors], gradients[rows][vectors] = {};
-    if constexpr (of_weight)
-      for (int64_t row = 0; row < rows; ++row)
-        for (int64_t v = 0; v < vectors; ++v) {
-          const A* from = x + row * step + v * lanes<A>;
-          values[row][v] = v + 1 < vectors ? load(from, Whole{}) : load(from, last);
-        }
+    Vector<A> values[rows][vectors], gradients[rows][vectors];
+#pragma GCC unroll 8
+    for (int64_t row = 0; row < rows; ++row)
+#pragma GCC unroll 4
+      for (int64_t v = 0; v < vectors; ++v) {
+        gradients[row][v] = every(A(0));
+        const A* from = x + row * step + v * lanes<A>;
+        if constexpr (of_weight) values[row][v] = v + 1 < vectors ? load(from, Whole{}) : load(from, last);
+      }
     for (int64_t tap = 0; tap < windows.taps; ++tap) {
       const A* from = g + windows.places[tap];
       const Vector<A> weight = every(windows.weights[tap]);
@@ -54,7 +56,7 @@ struct PlanePart {
       for (int64_t row = 0; row < rows; ++row)
 #pragma GCC unroll 4
         for (int64_t v = 0; v < vectors; ++v) {
-          const Vector<A> grad = load(from + row * g_step + v * lanes<A>, Whole{});
+          const Vector<A> grad = in_register(load(from + row * g_step + v * lanes<A>, Whole{}));
           if constexpr (of_input) gradients[row][v] = multiply_add<A>(weight, grad, gradients[row][v]);
           if constexpr (of_weight) {
             Vector<A>& sum = sums[(row * vectors + v) % 2];
@@ -64,7 +66,9 @@ struct PlanePart {
       if constexpr (of_weight) store(windows.sums + tap * lanes<A>, sums[0] + sums[1], Whole{});
     }
     if constexpr (of_input)
+#pragma GCC unroll 8
       for (int64_t row = 0; row < rows; ++row)
+#pragma GCC unroll 4
         for (int64_t v = 0; v < vectors; ++v) {
           A* to = grad_x + row * step + v * lanes<A>;
           v + 1 < vectors ? store(to, gradients[row][v], Whole{}) : store(to, gradients[row][v], last);

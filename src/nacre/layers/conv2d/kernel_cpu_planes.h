@@ -114,7 +114,7 @@ inline void correlate_block(const Correlation<A>& sum, A* out, int64_t out_step,
     for (int64_t line = 0; line < rows + shared - 1; ++line)
 #pragma GCC unroll 4
       for (int64_t v = 0; v < vectors; ++v) {
-        const Vector<A> values = load(at + line * sum.row_step + v * lanes<A>, Whole{});
+        const Vector<A> values = in_register(load(at + line * sum.row_step + v * lanes<A>, Whole{}));
 #pragma GCC unroll 8
         for (int64_t i = std::max<int64_t>(line - rows + 1, 0); i < shared && i <= line; ++i)
           sums[line - i][v] = multiply_add<A>(weights[i], values, sums[line - i][v]);
