@@ -9,20 +9,24 @@
 
 namespace nacre::conv2d {
 
-constexpr int64_t gradient_vectors = vector_bytes == 64 ? 8 : 4;  // of x, and as many sums, in half of the registers
+constexpr int64_t most_shared = vector_bytes == 64 ? 7 : 3;
 
-// Where the taps of a phase lie in the padded gradients, and what they add up.
+// Vectors of x, and as many sums; beside them the registers hold a weight and a sum for each shared row.
+constexpr int64_t gradient_vectors(int64_t shared) { return vector_bytes < 64 ? 4 : shared <= 3 ? 12 : 8; }
+
+// Where the taps of a phase lie in the padded gradients, and what they add up. Taps whose windows lie one row below the
+// other share their rows, which are then read once for all of them.
 template <class A>
 struct Windows {
-  const int64_t* places;
-  const A* weights;  // (taps)
-  int64_t taps;
-  A* sums;  // (taps, lanes)
+  const int64_t* places;  // of the uppermost window of each group
+  const A* weights;       // (groups, shared), from the uppermost window down
+  int64_t groups, shared;
+  A* sums;  // (groups, shared, lanes)
 };
 
 // A part of a plane: its gradients begin at g, rows `g_step` apart, its values and their gradients have rows `step`
 // apart. Which of the two gradients is asked for is known to the compiler.
-template <class A, bool of_input, bool of_weight>
+template <class A, bool of_input, bool of_weight, int64_t shared>
 struct PlanePart {
   const A* g;
   int64_t g_step;
@@ -38,6 +42,7 @@ struct PlanePart {
   // `rows` times `vectors` positions, of which the last vector holds `last`.
   template <int64_t rows, int64_t vectors, class Lanes>
   void block(const Windows<A>& windows, Lanes last) const {
+    constexpr int64_t parts = shared == 1 ? 2 : 1;  // of a sum: each addition waits for the one before it
     Vector<A> values[rows][vectors], gradients[rows][vectors];
 #pragma GCC unroll 8
     for (int64_t row = 0; row < rows; ++row)
@@ -47,23 +52,35 @@ struct PlanePart {
         const A* from = x + row * step + v * lanes<A>;
         if constexpr (of_weight) values[row][v] = v + 1 < vectors ? load(from, Whole{}) : load(from, last);
       }
-    for (int64_t tap = 0; tap < windows.taps; ++tap) {
-      const A* from = g + windows.places[tap];
-      const Vector<A> weight = every(windows.weights[tap]);
-      Vector<A> sums[2] = {};  // each addition waits for the one before it
-      if constexpr (of_weight) sums[0] = load(windows.sums + tap * lanes<A>, Whole{});
+    for (int64_t group = 0; group < windows.groups; ++group) {
+      const A* from = g + windows.places[group];
+      A* to = windows.sums + group * shared * lanes<A>;
+      Vector<A> weights[shared], sums[shared][parts];
 #pragma GCC unroll 8
-      for (int64_t row = 0; row < rows; ++row)
+      for (int64_t tap = 0; tap < shared; ++tap) {
+        weights[tap] = every(windows.weights[group * shared + tap]);
+        sums[tap][parts - 1] = every(A(0));
+        if constexpr (of_weight) sums[tap][0] = load(to + tap * lanes<A>, Whole{});
+      }
+#pragma GCC unroll 16
+      for (int64_t line = 0; line < rows + shared - 1; ++line)
 #pragma GCC unroll 4
         for (int64_t v = 0; v < vectors; ++v) {
-          const Vector<A> grad = in_register(load(from + row * g_step + v * lanes<A>, Whole{}));
-          if constexpr (of_input) gradients[row][v] = multiply_add<A>(weight, grad, gradients[row][v]);
-          if constexpr (of_weight) {
-            Vector<A>& sum = sums[(row * vectors + v) % 2];
-            sum = multiply_add<A>(values[row][v], grad, sum);
+          const Vector<A> grad = in_register(load(from + line * g_step + v * lanes<A>, Whole{}));
+#pragma GCC unroll 8
+          for (int64_t tap = std::max<int64_t>(line - rows + 1, 0); tap < shared && tap <= line; ++tap) {
+            const int64_t row = line - tap;
+            if constexpr (of_input) gradients[row][v] = multiply_add<A>(weights[tap], grad, gradients[row][v]);
+            if constexpr (of_weight) {
+              Vector<A>& sum = sums[tap][(row * vectors + v) % parts];
+              sum = multiply_add<A>(values[row][v], grad, sum);
+            }
           }
         }
-      if constexpr (of_weight) store(windows.sums + tap * lanes<A>, sums[0] + sums[1], Whole{});
+      if constexpr (of_weight)
+#pragma GCC unroll 8
+        for (int64_t tap = 0; tap < shared; ++tap)
+          store(to + tap * lanes<A>, parts == 1 ? sums[tap][0] : sums[tap][0] + sums[tap][parts - 1], Whole{});
     }
     if constexpr (of_input)
 #pragma GCC unroll 8
@@ -76,12 +93,12 @@ struct PlanePart {
   }
 
   // The same for `count` rows, as many at a time as the registers hold.
-  template <int64_t vectors, class Lanes, int64_t together = gradient_vectors / (vectors == 3 ? 4 : vectors)>
+  template <int64_t vectors, int64_t together, class Lanes>
   void rows(const Windows<A>& windows, int64_t count, Lanes last) const {
     int64_t row = 0;
     for (; row + together <= count; row += together) at(row, 0).template block<together, vectors>(windows, last);
     if constexpr (together > 1)
-      if (row < count) at(row, 0).template rows<vectors, Lanes, together / 2>(windows, count - row, last);
+      if (row < count) at(row, 0).template rows<vectors, together / 2>(windows, count - row, last);
   }
 
   void all(const Windows<A>& windows, int64_t count, int64_t columns) const {
@@ -90,10 +107,11 @@ struct PlanePart {
       const PlanePart part = at(0, column);
       const auto run = [&](auto width) {
         constexpr int64_t whole = decltype(width)::value;
+        constexpr int64_t together = std::min<int64_t>(gradient_vectors(shared) / whole, 8);
         if (left == whole * lanes<A>)
-          part.template rows<whole>(windows, count, Whole{});
+          part.template rows<whole, together>(windows, count, Whole{});
         else
-          part.template rows<whole>(windows, count, Part{left - (whole - 1) * lanes<A>});
+          part.template rows<whole, together>(windows, count, Part{left - (whole - 1) * lanes<A>});
       };
       if (vectors == 4) run(std::integral_constant<int64_t, 4>());
       if (vectors == 3) run(std::integral_constant<int64_t, 3>());
@@ -126,7 +144,7 @@ class PlaneGradients {
     A* ordered = sums + weights() * lanes<A>;
     for (int64_t tap = 0; tap < weights(); ++tap) ordered[tap] = w[taps_[tap]];
     if (of_weight_) std::fill_n(sums, weights() * lanes<A>, A(0));
-    int64_t first = 0;
+    int64_t first = 0, group = 0;
     for (const Phase& rows : rows_) {
       const int64_t begin = rows.begin * shape_.columns.size, step = shape_.rows.stride * shape_.columns.size;
       const int64_t part = rows.count * woven_row_;
@@ -134,10 +152,11 @@ class PlaneGradients {
       for (int64_t row = 0; apart && of_weight_ && row < rows.count; ++row)
         cut(x + begin + row * step, part, split + row * woven_row_);
       for (size_t phase = 0; phase < columns_.size(); ++phase) {
-        const int64_t taps = taps_of(rows, columns_[phase]);
+        const int64_t shared = rows_shared(rows), taps = taps_of(rows, columns_[phase]);
         const int64_t place = static_cast<int64_t>(phase) * part;
-        const Windows<A> windows{places_.data() + first, ordered + first, taps, sums + first * lanes<A>};
+        const Windows<A> windows{places_.data() + group, ordered + first, taps / shared, shared, sums + first * lanes<A>};
         first += taps;
+        group += taps / shared;
         if (apart)
           run(windows, padded, split + place, woven + place, woven_row_, rows.count, columns_[phase].count);
         else
@@ -163,26 +182,48 @@ class PlaneGradients {
     return shape_.columns.stride * woven_row_ * ((shape_.rows.size - 1) / shape_.rows.stride + 1);
   }
 
+  // How many taps of a column share their rows: the first is read one row below the second, and so on.
+  int64_t rows_shared(const Phase& rows) const {
+    const Axis& axis = shape_.rows;
+    const auto count = static_cast<int64_t>(rows.taps.size());
+    if (count < 2 || axis.shift(rows.taps[1]) - axis.shift(rows.taps[0]) != 1) return 1;
+    for (const int64_t shared : {7, 5, 3, 2})
+      if (shared <= most_shared && count % shared == 0) return shared;
+    return 1;
+  }
+
   void add_taps(const Phase& rows, const Phase& columns) {
+    const int64_t shared = rows_shared(rows);
     for (int64_t k = 0; k < shape_.multiplier(); ++k)
-      for (const int64_t i : rows.taps)
-        for (const int64_t j : columns.taps) {
-          const int64_t row = rows.first + form_.top - shape_.rows.shift(i);
+      for (const int64_t j : columns.taps)
+        for (size_t end = rows.taps.size(); end > 0; end -= static_cast<size_t>(shared)) {
+          const int64_t row = rows.first + form_.top - shape_.rows.shift(rows.taps[end - 1]);
           const int64_t column = columns.first + form_.left - shape_.columns.shift(j);
           places_.push_back(k * form_.values() + form_.place(row, column));
-          taps_.push_back(k * shape_.taps() + i * shape_.columns.taps + j);
+          for (size_t tap = 1; tap <= static_cast<size_t>(shared); ++tap)
+            taps_.push_back(k * shape_.taps() + rows.taps[end - tap] * shape_.columns.taps + j);
         }
   }
 
   void run(const Windows<A>& windows, const A* padded, const A* x, A* grad_x, int64_t step, int64_t rows,
            int64_t columns) const {
-    const int64_t from = form_.row_step();
-    if (of_input_ && of_weight_)
-      PlanePart<A, true, true>{padded, from, x, grad_x, step}.all(windows, rows, columns);
-    else if (of_input_)
-      PlanePart<A, true, false>{padded, from, x, grad_x, step}.all(windows, rows, columns);
-    else
-      PlanePart<A, false, true>{padded, from, x, grad_x, step}.all(windows, rows, columns);
+    const auto parts = [&](auto shared) {
+      constexpr int64_t count = decltype(shared)::value;
+      const int64_t from = form_.row_step();
+      if (of_input_ && of_weight_)
+        PlanePart<A, true, true, count>{padded, from, x, grad_x, step}.all(windows, rows, columns);
+      else if (of_input_)
+        PlanePart<A, true, false, count>{padded, from, x, grad_x, step}.all(windows, rows, columns);
+      else
+        PlanePart<A, false, true, count>{padded, from, x, grad_x, step}.all(windows, rows, columns);
+    };
+    if (windows.shared == 1) return parts(std::integral_constant<int64_t, 1>());
+    if (windows.shared == 2) return parts(std::integral_constant<int64_t, 2>());
+    if (windows.shared == 3) return parts(std::integral_constant<int64_t, 3>());
+    if constexpr (most_shared > 3) {
+      if (windows.shared == 5) return parts(std::integral_constant<int64_t, 5>());
+      if (windows.shared == 7) return parts(std::integral_constant<int64_t, 7>());
+    }
   }
 
   // The gradient of a weight where a sum over margins, too, is not a number: infinity there times zero is none.
@@ -224,7 +265,7 @@ class PlaneGradients {
   bool of_input_, of_weight_;
   int64_t woven_row_;
   std::vector<Phase> rows_, columns_;
-  Numbers places_, taps_;  // of the weights, phase by phase: where they lie in the padded gradients, and which they are
+  Numbers places_, taps_;  // phase by phase: where the groups of taps lie in the padded gradients, and the taps themselves
 };
 
 }  // namespace nacre::conv2d
