@@ -40,15 +40,17 @@ struct Op {
   std::vector<int64_t> saved;      // places
   std::vector<int64_t> gradients;  // arguments
   std::vector<int64_t> passes;     // pairs: an argument, and the output or argument whose gradient is its own as well
+  std::optional<c10::OperatorHandle> serves;  // whether a backward is the kernel's, where Python has others as well
 };
 
-// Whether somebody records which implementations run (core/choice.py), which only Python tells.
-std::atomic<bool> choices_are_recorded{false};
+// Whether Python is to choose every kernel itself: somebody records which ones run, or sizes do not count
+// (core/choice.py).
+std::atomic<bool> python_chooses{false};
 
 // Whether a mode, a transform, autocast, a tracer, or a subclass of a tensor is about: then the dispatcher asks it.
 bool observed(const variable_list& grads) {
   constexpr c10::DispatchKeySet usual = c10::default_included_set;
-  if (choices_are_recorded || !(c10::impl::tls_local_dispatch_key_set().included_ - usual).empty()) return true;
+  if (python_chooses || !(c10::impl::tls_local_dispatch_key_set().included_ - usual).empty()) return true;
   for (const auto& grad : grads) {
     if (!grad.defined()) continue;
     if (grad.layout() != at::kStrided || grad.key_set().has(c10::DispatchKey::Python)) return true;
@@ -61,6 +63,21 @@ struct Saved {
   std::optional<SavedVariable> tensor;
   c10::IValue other;
 };
+
+c10::List<bool> of_gradients(const Op& op, const std::vector<bool>& needed) {
+  c10::List<bool> needs;
+  needs.reserve(op.gradients.size());
+  for (const auto argument : op.gradients) needs.push_back(needed[argument]);
+  return needs;
+}
+
+// Whether the kernel computes a backward: the question takes the values that the backward takes after the gradients.
+bool kernel_serves(const Op& op, Stack values, const std::vector<bool>& needed) {
+  if (!op.serves) return true;
+  values.emplace_back(of_gradients(op, needed));
+  op.serves->callBoxed(values);
+  return values.front().toBool();
+}
 
 bool none_defined(const variable_list& grads) {
   return std::none_of(grads.begin(), grads.end(), [](const at::Tensor& grad) { return grad.defined(); });
@@ -80,10 +97,7 @@ variable_list gradients_of(
   stack.reserve(grads.size() + values.size() + 1);
   for (const auto& grad : grads) stack.push_back(grad.defined() ? c10::IValue(grad) : c10::IValue());
   std::move(values.begin(), values.end(), std::back_inserter(stack));
-  c10::List<bool> needs;
-  needs.reserve(op.gradients.size());
-  for (const auto argument : op.gradients) needs.push_back(needed[argument]);
-  stack.emplace_back(std::move(needs));
+  stack.emplace_back(of_gradients(op, needed));
   run.callBoxed(stack);
 
   for (size_t index = 0; index < op.gradients.size(); ++index) {
@@ -140,7 +154,8 @@ struct KernelNode final : torch::autograd::Node {
       }
     }
     if (differentiated) values.insert(values.end(), settings.begin(), settings.end());
-    const auto& run = differentiated ? op->backward_formula : observed(grads) ? op->backward : op->backward_kernel;
+    const bool at_once = !differentiated && !observed(grads) && kernel_serves(*op, values, needed());
+    const auto& run = differentiated ? op->backward_formula : at_once ? op->backward_kernel : op->backward;
     return gradients_of(*op, run, grads, std::move(values), needed());
   }
 
@@ -259,7 +274,8 @@ void record(
     int64_t outputs,
     std::vector<int64_t> saved,
     std::vector<int64_t> gradients,
-    std::vector<int64_t> passes) {
+    std::vector<int64_t> passes,
+    bool several) {
   const auto find = [](const std::string& of, const char* overload) {
     return c10::Dispatcher::singleton().findSchemaOrThrow(("nacre::" + of).c_str(), overload);
   };
@@ -276,13 +292,14 @@ void record(
       static_cast<size_t>(outputs),
       std::move(saved),
       std::move(gradients),
-      std::move(passes)});
+      std::move(passes),
+      several ? std::optional(find(name + "_backward_serves", "")) : std::nullopt});
   library().impl((name + ".kernel").c_str(), torch::CppFunction::makeFromBoxedFunctor(std::make_unique<Recorder>(op)));
 }
 
 }  // namespace
 
 TORCH_LIBRARY(nacre_autograd, m) {
-  m.def("record(str name, int outputs, int[] saved, int[] gradients, int[] passes) -> ()", &record);
-  m.def("choices_are_recorded(bool are) -> ()", [](bool are) { choices_are_recorded = are; });
+  m.def("record(str name, int outputs, int[] saved, int[] gradients, int[] passes, bool several) -> ()", &record);
+  m.def("python_chooses(bool always) -> ()", [](bool always) { python_chooses = always; });
 }

@@ -138,20 +138,13 @@ def record_choices() -> Iterator[list[Choice]]:
     """
     choices: list[Choice] = []
     recorders.append(choices)
-    _tell_autograd()
-    _tell_layers()
+    _tell()
     try:
         yield choices
     finally:
         # by identity: two recorders that saw the same choices are equal, and list.remove would take the wrong one
         del recorders[next(index for index, recorder in enumerate(recorders) if recorder is choices)]
-        _tell_autograd()
-        _tell_layers()
-
-
-def _tell_autograd() -> None:
-    if native.records():
-        torch.ops.nacre_autograd.choices_are_recorded(bool(recorders))
+        _tell()
 
 
 def record(operator: str, implementation: str, reason: str) -> None:
@@ -210,9 +203,12 @@ unwatched = True
 Python shows beside torch's own layer."""
 
 
-def _tell_layers() -> None:
+def _tell() -> None:
+    """Tells the layers and autograd's library whether every call has its kernel chosen by :func:`first_serving`."""
     global unwatched
     unwatched = _small_calls_to_torch and not recorders
+    if native.records():
+        torch.ops.nacre_autograd.python_chooses(not unwatched)
 
 
 @contextlib.contextmanager
@@ -231,12 +227,12 @@ def kernels_at_any_size() -> Iterator[None]:
     """Lets small calls run nacre's own kernels as well inside the ``with`` block, where :func:`small` says yes."""
     global _small_calls_to_torch
     before, _small_calls_to_torch = _small_calls_to_torch, False
-    _tell_layers()
+    _tell()
     try:
         yield
     finally:
         _small_calls_to_torch = before
-        _tell_layers()
+        _tell()
 
 
 def at_any_size() -> bool:

@@ -74,7 +74,8 @@ class Op:
             layer: ``"lower"`` casts to the autocast dtype, ``"float32"`` casts to float32, absent leaves them.
         autocast_keeps: the arguments which autocast leaves as they are (the states of a recurrence).
         kernels: the fast implementations; the first which serves a call runs.
-        backward_kernels: those of the backward, where they are not the same.
+        backward_kernels: those of the backward, where they are not the same. The compiled library then says by
+            an operator of its own, ``name_backward_serves``, which backwards its kernel serves best.
         explained: wraps whatever runs a forward, formula or kernel, to say more of an error where values can be seen.
         fake: shapes, dtypes and strides of the outputs for fake tensors; by default the formula itself.
         fake_backward: the same for the backward.
@@ -126,6 +127,9 @@ class Op:
         for name, rest in ((self.name, forward_schema), (f"{self.name}_backward", backward_schema)):
             _library.define(name + rest)
             _library.define(f"{name}.kernel{rest}")
+        if self.backward_kernels is not self.kernels:
+            _library.define(f"{self.name}_backward_serves({', '.join([*kept, 'bool[] needs'])}) -> bool")
+            _library.impl(f"{self.name}_backward_serves", torch.library.fallthrough_kernel, "Autograd")
         self._define_backward_formula(kinds, [*grads, *kept], results)
         self._recorded = self._have_kernels_recorded()
         self.operator = getattr(torch.ops.nacre, self.name).default
@@ -257,12 +261,12 @@ class Op:
     def _have_kernels_recorded(self) -> bool:
         """Hands autograd's part of compiled kernels to core/autograd.cpp, where it can be; whether it could."""
         _library.impl(f"{self.name}_backward.kernel", torch.library.fallthrough_kernel, "Autograd")
-        same_kernels = self.backward_kernels is self.kernels and self.last_backward is None
-        if not same_kernels or not native.records():
+        if self.last_backward is not None or not native.records():
             _library.impl(f"{self.name}.kernel", torch.library.fallthrough_kernel, "Autograd")
             return False
         passes = [number for pair in self._passes for number in pair]
-        torch.ops.nacre_autograd.record(self.name, self.outputs, self._save_from, self._gradient_at, passes)
+        several = self.backward_kernels is not self.kernels
+        torch.ops.nacre_autograd.record(self.name, self.outputs, self._save_from, self._gradient_at, passes, several)
         return True
 
     def _autograd(self, keyset: Any, *arguments: Any) -> Any:

@@ -72,8 +72,8 @@ def _many_channels(input: Tensor, weight: Tensor, *_: Any) -> bool:
     return weight.shape[1] > _FEW
 
 
-def _few_taps(input: Tensor, weight: Tensor, *_: Any) -> bool:
-    return weight.shape[2] * weight.shape[3] <= _TAPS
+def _sums_weights(input: Tensor, weight: Tensor, bias: Tensor | None, *numbers: Any) -> bool:
+    return at_any_size() or torch.ops.nacre.conv2d_backward_serves(input, weight, *numbers, [True] * 3)
 
 
 def _wide_planes(input: Tensor, weight: Tensor, *_: Any) -> bool:
@@ -98,6 +98,11 @@ _FEW_IN_PLANES = {
     **_FEW_CHANNELS,
     f"images whose channels lie one after another, of at least {_COLUMNS} columns": _wide_planes,
     "a stride of at most 2": lambda *arguments: max(arguments[3]) <= 2,
+}
+
+
+_FAST_SUMS = {
+    "several groups, or one channel and at most 16 kernels, or 4 channels, or rows of 128 values": _sums_weights,
 }
 
 
@@ -185,11 +190,12 @@ BACKWARD_KERNELS = (
             **_DEPTHWISE,
             f"images whose channels lie one after another, or more than {_TAPS} taps": _in_planes_or_large_kernel,
             f"images of more than {_PLANE} values, or more than {_TAPS} taps": _large_plane_or_kernel,
+            **_FAST_SUMS,
         },
         _EXACT,
     ),
     cpp_kernel(_POINTWISE, _EXACT),
-    cpp_kernel({**_FEW_IN_PLANES, f"at most {_TAPS} taps": _few_taps}, _EXACT),
+    cpp_kernel({**_FEW_IN_PLANES, **_FAST_SUMS}, _EXACT),
     cpp_kernel({**_WINOGRAD, f"more than {_FEW} input channels": _many_channels}, _EXACT),
     dataclasses.replace(
         cpp_kernel(_FEW_CHANNELS, _EXACT), language="C++ (input) and torch", function=by_torch.backward_but_for_input
