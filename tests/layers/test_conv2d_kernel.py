@@ -280,9 +280,11 @@ def test_the_backward_itself_refuses_what_does_not_fit():
 BY_TORCH = {
     "small depthwise images": (nacre.Conv2d(6, 6, 3, groups=6), (99, 6, 8, 8), "small images"),
     "channels last": (nacre.Conv2d(6, 6, 3, groups=6).to(memory_format=LAST), (99, 6, 9, 9), "small images"),
-    "small call": (nacre.Conv2d(6, 6, 3, groups=6), (1, 6, 9, 9), "under 8,192 values"),
+    "small call": (nacre.Conv2d(6, 6, 3, groups=6), (2, 6, 9, 9), "under 1,024 values"),
+    "small call of several channels": (nacre.Conv2d(6, 6, 3), (1, 6, 36, 37), "under 8,192 values"),
     "small product": (nacre.Conv2d(64, 6, 1), (1, 64, 14, 14), "under 16,384 values"),
     "half precision": (nacre.Conv2d(6, 6, 3, groups=6, dtype=torch.bfloat16), (99, 6, 9, 9), "half precision"),
+    "few channels in short rows": (nacre.Conv2d(3, 6, 3), (99, 3, 9, 15), "several channels"),
     "three by three": (nacre.Conv2d(9, 6, 3), (99, 9, 9, 9), "several channels"),
     "few tiles": (nacre.Conv2d(32, 32, 3), (2, 32, 31, 31), "several channels"),
     "channels last, wide": (nacre.Conv2d(32, 32, 3).to(memory_format=LAST), (3, 32, 32, 34), "several channels"),
@@ -309,6 +311,27 @@ def test_calls_which_are_torchs_as_a_whole(name):
 
 
 @pytest.mark.usual_sizes
+@pytest.mark.parametrize(
+    ("layer", "shape", "first", "later"),
+    [
+        (nacre.Conv2d(3, 9, 3), (9, 3, 31, 34), "torch", "C++ kernel"),
+        (nacre.Conv2d(3, 9, 3), (1, 3, 31, 128), "C++ kernel", "C++ kernel"),
+        (nacre.Conv2d(3, 9, 3, stride=2), (2, 3, 31, 255), "torch", "C++ kernel"),
+        (nacre.Conv2d(3, 1024, 3), (3, 3, 32, 33), "C++ kernel", "C++ kernel"),
+        (nacre.Conv2d(4, 9, 3), (9, 4, 31, 34), "C++ kernel", "C++ kernel"),
+        (nacre.Conv2d(1, 16, 3), (9, 1, 31, 34), "C++ kernel", "C++ kernel"),
+        (nacre.Conv2d(1, 17, 3), (9, 1, 31, 34), "torch", "C++ kernel"),
+    ],
+)
+def test_a_first_layer_gains_less(layer, shape, first, later):
+    """Where nobody asks for the gradient of the images, torch's are the fastest of few channels and short rows."""
+    for of_input, expected in ((False, first), (True, later)):
+        with record_choices() as choices:
+            layer(torch.randn(shape, requires_grad=of_input))
+        assert [choice.implementation for choice in choices] == [expected]
+
+
+@pytest.mark.usual_sizes
 @pytest.mark.parametrize("channels", [1, 3])
 def test_one_image_without_batch(channels):
     layer, image = nacre.Conv2d(channels, 6, 3), torch.randn(channels, 99, 99)
@@ -329,7 +352,7 @@ def test_errors_of_calls_which_are_torchs_are_as_clear():
         (nacre.Conv2d(6, 6, 3, groups=6), (99, 6, 9, 9), "C++ kernel", "C++ kernel"),
         (nacre.Conv2d(6, 9, 1), (19, 6, 14, 14), "C++ kernel", "C++ kernel"),
         (nacre.Conv2d(6, 6, 3, stride=2, groups=6), (99, 6, 20, 20), "torch kernel", "C++ kernel"),
-        (nacre.Conv2d(3, 9, 3), (99, 3, 9, 9), "torch kernel", MIXED),
+        (nacre.Conv2d(3, 9, 3), (299, 3, 9, 9), "torch kernel", MIXED),
         (nacre.Conv2d(1, 16, 3), (29, 1, 9, 34), "C++ kernel", "C++ kernel"),
         (nacre.Conv2d(1, 17, 3), (29, 1, 9, 34), "C++ kernel", MIXED),
         (nacre.Conv2d(3, 9, 3), (9, 3, 9, 34), "C++ kernel", MIXED),
@@ -339,7 +362,7 @@ def test_errors_of_calls_which_are_torchs_are_as_clear():
         (nacre.Conv2d(4, 9, 5), (29, 4, 9, 31), "C++ kernel", MIXED),
         (nacre.Conv2d(4, 9, 5), (29, 4, 9, 33), "C++ kernel", "C++ kernel"),
         (nacre.Conv2d(3, 9, 5), (19, 3, 9, 34), "C++ kernel", MIXED),
-        (nacre.Conv2d(3, 9, 3).to(memory_format=LAST), (9, 3, 9, 34), "torch kernel", MIXED),
+        (nacre.Conv2d(3, 9, 3).to(memory_format=LAST), (99, 3, 9, 34), "torch kernel", MIXED),
         (nacre.Conv2d(32, 32, 3), (3, 32, 32, 34), "C++ kernel", "C++ kernel"),
         (nacre.Conv2d(6, 6, 5, groups=6), (99, 6, 8, 8), "torch kernel", "C++ kernel"),
         (nacre.Conv2d(6, 6, 5, groups=6).to(memory_format=LAST), (99, 6, 9, 9), "torch kernel", "C++ kernel"),

@@ -33,14 +33,13 @@ using torch::jit::Stack;
 struct Op {
   std::string name;
   c10::OperatorHandle backward;          // through Python, which chooses and which everybody may watch
-  c10::OperatorHandle backward_kernel;   // the kernel at once
+  c10::OperatorHandle backward_kernel;   // the kernel at once, or what chooses among several below Python
   c10::OperatorHandle backward_formula;  // plain operations, which autograd follows
   std::vector<bool> is_tensor;           // each argument of the forward, whether there is one or None
   size_t outputs;
   std::vector<int64_t> saved;      // places
   std::vector<int64_t> gradients;  // arguments
   std::vector<int64_t> passes;     // pairs: an argument, and the output or argument whose gradient is its own as well
-  std::optional<c10::OperatorHandle> serves;  // whether a backward is the kernel's, where Python has others as well
 };
 
 // Whether Python is to choose every kernel itself: somebody records which ones run, or sizes do not count
@@ -64,21 +63,6 @@ struct Saved {
   c10::IValue other;
 };
 
-c10::List<bool> of_gradients(const Op& op, const std::vector<bool>& needed) {
-  c10::List<bool> needs;
-  needs.reserve(op.gradients.size());
-  for (const auto argument : op.gradients) needs.push_back(needed[argument]);
-  return needs;
-}
-
-// Whether the kernel computes a backward: the question takes the values that the backward takes after the gradients.
-bool kernel_serves(const Op& op, Stack values, const std::vector<bool>& needed) {
-  if (!op.serves) return true;
-  values.emplace_back(of_gradients(op, needed));
-  op.serves->callBoxed(values);
-  return values.front().toBool();
-}
-
 bool none_defined(const variable_list& grads) {
   return std::none_of(grads.begin(), grads.end(), [](const at::Tensor& grad) { return grad.defined(); });
 }
@@ -97,7 +81,10 @@ variable_list gradients_of(
   stack.reserve(grads.size() + values.size() + 1);
   for (const auto& grad : grads) stack.push_back(grad.defined() ? c10::IValue(grad) : c10::IValue());
   std::move(values.begin(), values.end(), std::back_inserter(stack));
-  stack.emplace_back(of_gradients(op, needed));
+  c10::List<bool> needs;
+  needs.reserve(op.gradients.size());
+  for (const auto argument : op.gradients) needs.push_back(needed[argument]);
+  stack.emplace_back(std::move(needs));
   run.callBoxed(stack);
 
   for (size_t index = 0; index < op.gradients.size(); ++index) {
@@ -154,8 +141,7 @@ struct KernelNode final : torch::autograd::Node {
       }
     }
     if (differentiated) values.insert(values.end(), settings.begin(), settings.end());
-    const bool at_once = !differentiated && !observed(grads) && kernel_serves(*op, values, needed());
-    const auto& run = differentiated ? op->backward_formula : at_once ? op->backward_kernel : op->backward;
+    const auto& run = differentiated ? op->backward_formula : observed(grads) ? op->backward : op->backward_kernel;
     return gradients_of(*op, run, grads, std::move(values), needed());
   }
 
@@ -286,14 +272,13 @@ void record(
   auto op = std::make_shared<const Op>(Op{
       name,
       find(name + "_backward", ""),
-      find(name + "_backward", "kernel"),
+      several ? find(name + "_backward_best", "") : find(name + "_backward", "kernel"),
       find(name + "_backward_formula", ""),
       std::move(is_tensor),
       static_cast<size_t>(outputs),
       std::move(saved),
       std::move(gradients),
-      std::move(passes),
-      several ? std::optional(find(name + "_backward_serves", "")) : std::nullopt});
+      std::move(passes)});
   library().impl((name + ".kernel").c_str(), torch::CppFunction::makeFromBoxedFunctor(std::make_unique<Recorder>(op)));
 }
 

@@ -74,8 +74,8 @@ class Op:
             layer: ``"lower"`` casts to the autocast dtype, ``"float32"`` casts to float32, absent leaves them.
         autocast_keeps: the arguments which autocast leaves as they are (the states of a recurrence).
         kernels: the fast implementations; the first which serves a call runs.
-        backward_kernels: those of the backward, where they are not the same. The compiled library then says by
-            an operator of its own, ``name_backward_serves``, which backwards its kernel serves best.
+        backward_kernels: those of the backward, where they are not the same. The compiled library then has an operator
+            ``name_backward_best`` as well, which makes the same choice for autograd without Python's help.
         explained: wraps whatever runs a forward, formula or kernel, to say more of an error where values can be seen.
         fake: shapes, dtypes and strides of the outputs for fake tensors; by default the formula itself.
         fake_backward: the same for the backward.
@@ -128,8 +128,8 @@ class Op:
             _library.define(name + rest)
             _library.define(f"{name}.kernel{rest}")
         if self.backward_kernels is not self.kernels:
-            _library.define(f"{self.name}_backward_serves({', '.join([*kept, 'bool[] needs'])}) -> bool")
-            _library.impl(f"{self.name}_backward_serves", torch.library.fallthrough_kernel, "Autograd")
+            _library.define(f"{self.name}_backward_best{backward_schema}")
+            _library.impl(f"{self.name}_backward_best", torch.library.fallthrough_kernel, "Autograd")
         self._define_backward_formula(kinds, [*grads, *kept], results)
         self._recorded = self._have_kernels_recorded()
         self.operator = getattr(torch.ops.nacre, self.name).default

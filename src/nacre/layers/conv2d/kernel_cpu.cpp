@@ -3,9 +3,8 @@
 #include "nacre/layers/conv2d/kernel_cpu_few_channels_gradient.h"
 #include "nacre/layers/conv2d/kernel_cpu_pointwise.h"
 #include "nacre/layers/conv2d/kernel_cpu_scatter.h"
+#include "nacre/layers/conv2d/kernel_cpu_torchs.h"
 #include "nacre/layers/conv2d/kernel_cpu_winograd_gradient.h"
-
-#include <tuple>
 
 namespace nacre::conv2d {
 namespace {
@@ -72,8 +71,6 @@ Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Te
   return laid_out(y, shape.strides(shape.output()));
 }
 
-using ThreeGradients = std::tuple<Tensor, Tensor, Tensor>;
-
 // All gradients that are asked for, in memory which lies as the kernel has it.
 template <class Run>
 ThreeGradients every_gradient(const Shape& shape, const Tensor& g, const Tensor& x, const Tensor& weight,
@@ -128,13 +125,12 @@ ThreeGradients backward(const Tensor& grad, const Tensor& input, const Tensor& w
   });
 }
 
-// Whether the gradients that are asked for are fastest here: torch's operator is ahead in the gradients of the weights
-// of few input channels, but for those below. Every bound is where the two were measured equal.
-bool serves_backward(const Tensor& input, const Tensor& weight, const Numbers& stride, const Numbers& padding,
-                     const Numbers& dilation, int64_t groups, const std::vector<bool>& needs) {
+// Whether the gradients of the weights are summed faster here than by torch's operator, which is ahead with few input
+// channels but for those below. Every bound is where the two were measured equal.
+bool sums_weights(const Tensor& input, const Tensor& weight, const Numbers& stride, const Numbers& padding,
+                  const Numbers& dilation, int64_t groups) {
   const Shape shape = shape_of(input, weight, stride, padding, dilation, groups);
-  STD_TORCH_CHECK(needs.size() == 3, "conv2d: three gradients are asked for or not");
-  if (!(needs[1] || needs[2]) || groups > 1 || !has_few_channels(shape) || is_pointwise(shape, groups)) return true;
+  if (groups > 1 || !has_few_channels(shape) || is_pointwise(shape, groups)) return true;
   if (shape.channels == 1) return shape.kernels <= 16;
   const int64_t step = std::max(shape.rows.stride, shape.columns.stride), width = shape.columns.size;
   if (shape.channels_last || step > 2) return false;
@@ -142,11 +138,35 @@ bool serves_backward(const Tensor& input, const Tensor& weight, const Numbers& s
   return width >= (shape.taps() > 9 ? 32 : 16);
 }
 
+// The gradients by whichever is the fastest: all of them here, or those of the parameters by torch's operator, which
+// pads both sides alike.
+ThreeGradients backward_best(const Tensor& grad, const Tensor& input, const Tensor& weight, const Numbers& stride,
+                             const Numbers& padding, const Numbers& dilation, int64_t groups,
+                             const std::vector<bool>& needs) {
+  STD_TORCH_CHECK(needs.size() == 3, "conv2d: three gradients are asked for or not");
+  const bool parameters = needs[1] || needs[2], own = sums_weights(input, weight, stride, padding, dilation, groups);
+  if (!parameters || own || padding[0] != padding[1] || padding[2] != padding[3])
+    return backward(grad, input, weight, stride, padding, dilation, groups, needs);
+  ThreeGradients gradients = torchs_backward(grad, input, weight, stride, padding, dilation, groups, needs);
+  if (needs[0])
+    std::get<0>(gradients) = std::get<0>(
+        backward(grad, input, weight, stride, padding, dilation, groups, {true, false, false}));
+  return gradients;
+}
+
 }  // namespace
 }  // namespace nacre::conv2d
+
+// The question for Python, which makes the same choice where it is watched (served.py).
+STABLE_TORCH_LIBRARY_FRAGMENT(nacre, m) {
+  m.def(
+      "conv2d_sums_weights(Tensor input, Tensor weight, int[] stride, int[] padding, int[] dilation, int groups)"
+      " -> bool");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(nacre, CPU, m) {
   m.impl("conv2d.kernel", TORCH_BOX(&nacre::conv2d::forward));
   m.impl("conv2d_backward.kernel", TORCH_BOX(&nacre::conv2d::backward));
-  m.impl("conv2d_backward_serves", TORCH_BOX(&nacre::conv2d::serves_backward));
+  m.impl("conv2d_backward_best", TORCH_BOX(&nacre::conv2d::backward_best));
+  m.impl("conv2d_sums_weights", TORCH_BOX(&nacre::conv2d::sums_weights));
 }

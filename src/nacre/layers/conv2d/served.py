@@ -18,14 +18,23 @@ _EXACT = (torch.float32, torch.float64)
 _PLANE = 64  # values of an image of 8 x 8, whose rows fill half a vector
 _TAPS = 9
 _PIXELS = 196  # an image of 14 x 14
-_FEW = 8  # input channels
+_SEVERAL = 4  # input channels
+_FEW = 8
 _COLUMNS = 16  # a vector
 _WIDE = 32  # channels
 _WIDEST = 1 << 17  # kernels, of one output and one input channel
 _TILES = 768
 _MULTIPLIER = 64  # kernels a channel, whose gradients are held at once
+_LONG_ROW = 128
+_KERNELS = 16  # of one channel
+_MANY_OUTPUTS = 1 << 21
+_LARGE = 1 << 16
+_SMALLEST = 1024
 _SMALL = 8192
 _SMALL_PRODUCT = 16384  # of kernels of one value, or of more than _TAPS, over several channels
+_OF_ONE_CHANNEL = "torch's own are the fastest of one channel a group, of short rows or small images"
+_OF_SEVERAL = "torch's own are the fastest of such kernels over several channels"
+_UNDER_SMALLEST = f"under {_SMALLEST:,} values torch's own operator is faster"
 _UNDER_SMALL = f"under {_SMALL:,} values torch's own operator is faster"
 _UNDER_SMALL_PRODUCT = f"under {_SMALL_PRODUCT:,} values torch's own operator is faster"
 
@@ -73,7 +82,7 @@ def _many_channels(input: Tensor, weight: Tensor, *_: Any) -> bool:
 
 
 def _sums_weights(input: Tensor, weight: Tensor, bias: Tensor | None, *numbers: Any) -> bool:
-    return at_any_size() or torch.ops.nacre.conv2d_backward_serves(input, weight, *numbers, [True] * 3)
+    return at_any_size() or torch.ops.nacre.conv2d_sums_weights(input, weight, *numbers)
 
 
 def _wide_planes(input: Tensor, weight: Tensor, *_: Any) -> bool:
@@ -144,28 +153,47 @@ def best_left_to_torch(input: Tensor, weight: Tensor, stride: Any, dilation: Any
     tensors = isinstance(input, Tensor) and isinstance(weight, Tensor)
     if not tensors or not input.is_cpu or input.dim() < 3 or weight.dim() != 4:
         return ""
-    values = input.numel()
-    if values < _SMALL:
-        return _UNDER_SMALL
+    values, channels, taps = input.numel(), weight.shape[1], weight.shape[2] * weight.shape[3]
+    if values < _SMALLEST:
+        return _UNDER_SMALLEST
     if input.dtype not in _EXACT:
         return "half precision is torch's own"
-    channels, rows, columns = weight.shape[1:]
-    several = "several channels"
     if channels == 1:
-        several = "one channel a group, of short rows or small images"
+        return "" if _gains_of_one_channel(input, weight, stride, groups) else _OF_ONE_CHANNEL
+    if values < _SMALL:
+        return _UNDER_SMALL
+    if values < _SMALL_PRODUCT and not 1 < taps <= _TAPS:
+        return _UNDER_SMALL_PRODUCT
+    return "" if groups == 1 and _gains_of_several(input, weight, stride, dilation) else _OF_SEVERAL
+
+
+def _gains_of_one_channel(input: Tensor, weight: Tensor, stride: Any, groups: int) -> bool:
+    if weight.shape[2] * weight.shape[3] <= _TAPS:
         plane = input.shape[-2] * input.shape[-1] > _PLANE and _in_planes(input, weight)
-        steps = _at_most(1, stride) or input.shape[-1] > _COLUMNS
-        own = (plane and steps) or rows * columns > _TAPS
-    else:
-        if values < _SMALL_PRODUCT and not 1 < rows * columns <= _TAPS:
-            return _UNDER_SMALL_PRODUCT
-        few = channels <= _FEW and (input.requires_grad or (_at_most(2, stride) and _wide_planes(input, weight)))
-        wide = rows == columns == 3 and _wide_kernels(input, weight) and input.dim() == 4 and _many_tiles(input)
-        wide = wide and _at_most(1, stride, dilation) and _in_planes(input, weight)
-        plane = input.shape[-2] * input.shape[-1] >= _PIXELS or not _in_planes(input, weight)
-        product = rows == columns == 1 and _at_most(1, stride) and plane
-        own = groups == 1 and (product or few or wide)
-    return "" if own else f"torch's own are the fastest of such kernels over {several}"
+        if not (plane and (_at_most(1, stride) or input.shape[-1] > _COLUMNS)):
+            return False
+    later = groups > 1 or weight.shape[0] <= _KERNELS or input.requires_grad
+    return later or _gains_as_first(input, weight, stride)
+
+
+def _gains_of_several(input: Tensor, weight: Tensor, stride: Any, dilation: Any) -> bool:
+    in_planes, channels, size = _in_planes(input, weight), weight.shape[1], tuple(weight.shape[2:])
+    if size == (1, 1) and _at_most(1, stride) and (input.shape[-2] * input.shape[-1] >= _PIXELS or not in_planes):
+        return True
+    if channels > _FEW:
+        wide = size == (3, 3) and _wide_kernels(input, weight) and input.dim() == 4 and _many_tiles(input)
+        return wide and in_planes and _at_most(1, stride, dilation)
+    if _at_most(2, stride) and _wide_planes(input, weight):
+        return channels >= _SEVERAL or input.requires_grad or _gains_as_first(input, weight, stride)
+    return channels < _SEVERAL and input.requires_grad and input.numel() >= _LARGE
+
+
+def _gains_as_first(input: Tensor, weight: Tensor, stride: Any) -> bool:
+    """Where nobody asks for the gradient of the images, and torch sums those of the weight, what is left to gain is the
+    forward of long rows, and results so large that torch's would lie in fresh memory."""
+    across = max(*stride, 1) if isinstance(stride, (tuple, list)) else max(stride, 1)
+    outputs = input.numel() // weight.shape[1] * weight.shape[0] // across**2
+    return input.shape[-1] >= _LONG_ROW * across or outputs >= _MANY_OUTPUTS
 
 
 KERNELS = (
