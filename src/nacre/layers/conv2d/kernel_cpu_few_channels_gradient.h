@@ -75,14 +75,14 @@ class WeightGradient {
   void pack(int64_t band, int64_t e, const A* g, A* packed, A* sum) const {
     const int64_t width = shape_.columns.outputs;
     const A* from = g + (bands_.sample(band) * shape_.kernels + e) * shape_.output_plane() + bands_.begin(band) * width;
-    Vector<A> total = load(sum, Whole{});
+    Vector<A> total = {};  // of the band: one sum over all would round each addition to the size of that
     for (int64_t p = bands_.begin(band); p < bands_.end(band); ++p, from += width, packed += columns_)
       over_row<A>(width, [&](int64_t i, auto which) {
         const Vector<A> grads = load(from + i, which);
         store(packed + i, grads, Whole{});
         total += grads;
       });
-    store(sum, total, Whole{});
+    store(sum, load(sum, Whole{}) + total, Whole{});
   }
 
   template <size_t... Sizes>
