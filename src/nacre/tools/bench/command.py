@@ -108,6 +108,7 @@ def _bench(settings: Settings, allocators: list[str], folder: Path) -> int:
             on_row=lambda row: bar.update(task, advance=1, description=f"{row.name}, {row.allocator}"),
         )
     show_report(report, terminal)
+    terminal.print(report.limits, highlight=False)
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "bench.json", json.dumps(report.as_json(), indent=1))
     _write(folder / "bench.md", markdown(report))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 TORCH, COMPILED, NACRE = SIDES = ("torch.nn", "torch.compile", "nacre")
@@ -174,6 +174,15 @@ class BenchReport:
     rows: list[Row] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
+    def raise_peak(self, matrix_flops: float) -> None:
+        """Takes a higher peak of matrix products for the ceiling of all rows; a lower one changes nothing."""
+        if matrix_flops <= self.ceilings.matrix_flops:
+            return
+        self.ceilings = replace(self.ceilings, matrix_flops=matrix_flops)
+        for index, row in enumerate(self.rows):
+            limit = replace(self.ceilings, copy_bytes=row.copy_bytes).seconds(row.flops, row.bytes)
+            self.rows[index] = replace(row, limit=limit)
+
     @property
     def ok(self) -> bool:
         """Whether every side that ran gave the right result."""
@@ -187,14 +196,18 @@ class BenchReport:
         """The rows of one allocator."""
         return [row for row in self.rows if row.allocator == allocator]
 
-    def header(self) -> list[str]:
-        """Machine, ceilings and warnings in words, a line each."""
-        ceilings = (
+    @property
+    def limits(self) -> str:
+        """What the limits were computed from, in one line."""
+        return (
             f"limit: {self.ceilings.matrix_flops / 1e9:.0f} GFLOP/s in matrix products of {self.dtype},"
             f" {self.ceilings.copy_bytes / 1e9:.1f} GB/s read and written in copies;"
             " the limit of a case takes the copies measured beside it"
         )
-        return [f"{self.machine}; {self.dtype}", ceilings, *(f"WARNING: {text}" for text in self.warnings)]
+
+    def header(self) -> list[str]:
+        """Machine, limits and warnings in words, a line each."""
+        return [f"{self.machine}; {self.dtype}", self.limits, *(f"WARNING: {text}" for text in self.warnings)]
 
     def summary(self, allocator: str) -> str:
         """The geometric means over the cases of one allocator, in one line.

@@ -21,7 +21,9 @@ def bench(
     """Measures layers by torch.nn, torch.compile and nacre against each other and against the machine's limit.
 
     Every result is checked before it is timed. The sides of a case run in one process, in an order drawn anew each
-    round; each allocator has a fresh process, so that nothing of this one changes the times.
+    round; each allocator has a fresh process, so that nothing of this one changes the times. The matrix peak is
+    measured before the cases and after those of each allocator, and the best counts: what a shared host gives changes,
+    and a low peak would flatter every side.
 
     Args:
         names: layers and blocks, or ``layer/case`` for one case. Default: all.
@@ -57,6 +59,7 @@ def bench(
             row = Row.from_json(values)
             report.rows.append(row)
             on_row(row)
+        report.raise_peak(measured_ceilings(settings).matrix_flops)
     return report
 
 
