@@ -60,15 +60,15 @@ def project_heads(
 
 
 def _project_together(query: Tensor, key: Tensor, value: Tensor, weight: Tensor, bias: Tensor | None) -> Three:
-    """One product for all that is projected from the same tensor; the results are views of it."""
+    """One product for keys and values which are projected from the same tensor; they are views of its result."""
     width = query.shape[-1]
-    sizes = [width, 2 * width] if key is value else [width, width, width]
-    inputs = (query, key) if key is value else (query, key, value)
-    biases = [None] * len(sizes) if bias is None else bias.split(sizes)
-    projected = [
-        project(input, weight, bias) for input, weight, bias in zip(inputs, weight.split(sizes), biases, strict=True)
-    ]
-    return tuple(rows for part in projected for rows in part.split(width, -1))
+    together = key is value
+    inputs, sizes = ((query, key), [width, 2 * width]) if together else ((query, key, value), [width] * 3)
+    weights = torch.split_with_sizes(weight, sizes)
+    biases = [None] * len(sizes) if bias is None else torch.split_with_sizes(bias, sizes)
+    q, *others = [project(rows, w, b) for rows, w, b in zip(inputs, weights, biases, strict=True)]
+    k, v = others[0].chunk(2, -1) if together else others
+    return q, k, v
 
 
 def _own_and_projected(
