@@ -244,13 +244,16 @@ def test_the_kernels_themselves_refuse_bad_batch_sizes(name, sizes):
         getattr(torch.ops.nacre, name).kernel(*arguments)
 
 
-@pytest.mark.parametrize("index", [0, 1, -3, -2, -1])
-@pytest.mark.parametrize("name", ["lstm", "gru"])
+@pytest.mark.parametrize(
+    ("name", "index"),
+    [(name, index) for name, kept in (("lstm", (-4, -3)), ("gru", (-3, -2))) for index in (0, 1, *kept, -1)],
+)
 def test_the_backward_kernels_refuse_what_does_not_fit(name, index):
     input, _, *others = good(name)
     *others, reverse = others
     output, *rest = getattr(torch.ops.nacre, name).kernel(input, None, *others, reverse)
-    ends, kept = rest[:-2], rest[-2:]
+    last_states = {"lstm": 2, "gru": 1}[name]
+    ends, kept = rest[:last_states], rest[last_states:]
     needs = [True] * (1 + len(others))
     arguments = [output, *ends, input, *others, None, reverse, *kept, needs]
     backward = getattr(torch.ops.nacre, f"{name}_backward").kernel
@@ -258,6 +261,17 @@ def test_the_backward_kernels_refuse_what_does_not_fit(name, index):
     arguments[index] = needs[1:] if index == -1 else arguments[index][:-1]
     with pytest.raises(RuntimeError, match=r"recurrence: |lstm: |gru: "):
         backward(*arguments)
+
+
+def test_a_backward_asks_for_the_projected_states():
+    h0, c0, weights = torch.zeros(2, 2), torch.zeros(2, 4), [torch.zeros(size) for size in ((16, 3), (16, 2), (2, 4))]
+    given = torch.zeros(5, 2, 3), h0, c0, *weights[:2], None, None, weights[2]
+    output, *rest = torch.ops.nacre.lstm.kernel(given[0], None, *given[1:], False)
+    ends, kept = rest[:2], rest[2:]
+    assert kept[-1].shape == output.shape and kept[-1].data_ptr() != output.data_ptr()
+    for wrong in (kept[-1][:-1], kept[-1][..., :1], kept[-1].double(), torch.zeros(0)):
+        with pytest.raises(RuntimeError, match="recurrence: "):
+            torch.ops.nacre.lstm_backward.kernel(output, *ends, *given, None, False, *kept[:-1], wrong, [True] * 8)
 
 
 def test_a_packed_sequence_of_one_row():

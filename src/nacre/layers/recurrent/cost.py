@@ -37,7 +37,6 @@ def sizes(layer: torch.nn.RNNBase, input: Tensor | PackedSequence, hx: Any = Non
         "hidden_size": layer.hidden_size,
         "proj_size": layer.proj_size,
         "projection": layer.proj_size > 0,
-        "projected_again": layer.proj_size > 0 and _is_own(layer),
         "num_layers": layer.num_layers,
         "directions": 2 if layer.bidirectional else 1,
         "bias": layer.bias,
@@ -51,11 +50,6 @@ def sizes(layer: torch.nn.RNNBase, input: Tensor | PackedSequence, hx: Any = Non
         "c0_gradient": gradients[1],
         "parameter_gradient": any(parameter.requires_grad for parameter in layer.parameters()),
     }
-
-
-def _is_own(layer: torch.nn.RNNBase) -> bool:
-    """Whether the layer is nacre's, and not the torch.nn layer that it replaces."""
-    return any(base.__module__.startswith("nacre.") for base in type(layer).__mro__)
 
 
 def _names(sizes: Mapping[str, Any]) -> dict[str, str]:
@@ -133,7 +127,6 @@ def _cost(
     backward_elementwise_with_bias: int,
     proj_size: int = 0,
     projection: bool = False,
-    projected_again: bool = False,
     num_layers: int = 1,
     directions: int = 1,
     bias: bool = True,
@@ -151,10 +144,11 @@ def _cost(
 
     Forward: input, state and projection. Backward: the input's gradient (of the first level only where it is asked
     for); the state's, which the step that the recurrence starts with has none of unless h_0 asks for it; each
-    weight's; the projection's input's, and in nacre's layer, which does not keep them, the projected states once more.
+    weight's; the projection's input's.
 
-    Kept for a row and place: gates, and LSTM's cells or GRU's states (5 H together), and the input of each level; the
-    initial states, of which zeros are kept once for all places; batch sizes, permutations and dropout's seeds.
+    Kept for a row and place: gates, and LSTM's cells or GRU's states (5 H together), and projected states; the input of
+    each level; the initial states, of which zeros are kept once for all places; batch sizes, permutations and
+    dropout's seeds.
     """
     places = num_layers * directions
     width = proj_size + hidden_size * (1 - projection)
@@ -169,8 +163,7 @@ def _cost(
     first_rows = num_layers * (batch + (directions - 1) * last_batch) * (1 - h0_gradient)
     frozen_weights = directions * sums * input_size * (1 - input_gradient)
     state_products = rows * state_weights - first_rows * sums * width
-    projections = projection_weights * (1 + projected_again)
-    weight_products = rows * (input_weights + state_weights + projections) * parameter_gradient
+    weight_products = rows * (input_weights + state_weights + projection_weights) * parameter_gradient
     input_products = rows * (input_weights - frozen_weights + projection_weights)
 
     dropped = rows * directions * width * (num_layers - 1) * dropout
@@ -180,7 +173,7 @@ def _cost(
     initial_values = states * (1 + (places - 1) * initial_states)
     integers = packed_steps + batch * permuted * (1 + h0_gradient + c0_gradient - h0_gradient * c0_gradient)
     saved_bytes = recorded * (
-        itemsize * (rows * features + 5 * values + initial_values)
+        itemsize * (rows * features + 5 * values + rows * places * width * projection + initial_values)
         + INTEGER_BYTES * (integers + (num_layers - 1) * dropout)
     )
     return Cost(

@@ -28,7 +28,7 @@ def forward_flops(given: Mapping[str, Any]) -> int:
 
 
 def backward_flops(given: Mapping[str, Any], needs: Mapping[str, bool]) -> int:
-    """The gradients that are asked for, and those that go from step to step; projected states are formed once more."""
+    """The gradients that are asked for, and those that go from step to step."""
     rows = math.prod(given["input"].shape[:-1])
     sizes, reverse = given["batch_sizes"], given["reverse"]
     first_rows = int(sizes[-1]) if reverse and sizes is not None else given["h0"].shape[0]
@@ -37,5 +37,5 @@ def backward_flops(given: Mapping[str, Any], needs: Mapping[str, bool]) -> int:
     products = state_rows * given["weight_hh"].numel()
     products += rows * given["weight_ih"].numel() * (needs["input"] + needs["weight_ih"])
     if projection is not None:
-        products += rows * projection.numel() * (1 + needs["weight_hh"] + needs["weight_hr"])
+        products += rows * projection.numel() * (1 + needs["weight_hr"])
     return 2 * products

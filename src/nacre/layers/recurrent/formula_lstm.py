@@ -27,7 +27,7 @@ is one product for the whole sequence:
     dx = W_ih^T da      dW_ih = sum of da x^T      dW_hh = sum of da h_s^T      dW_hr = sum of dh m^T
     db_ih = db_hh = sum of da
 
-Kept are the gates and the cells; the states follow from them as h_t = o * tanh(c_t).
+Kept are the gates and the cells, from which the states follow as h_t = o * tanh(c_t); projected states are kept too.
 """
 
 import torch
@@ -68,13 +68,14 @@ def forward(
         outputs[t] = m if projection is None else m @ projection
         h, c = replace(h, outputs[t]), replace(c, cells[t])
     results = join(outputs, batch_sizes).to(h0.dtype), h.to(h0.dtype), c.to(c0.dtype)
-    kept = join(gates, batch_sizes).to(input.dtype), join(cells, batch_sizes).to(c0.dtype)
+    states = h0.new_empty(0) if projection is None else join(outputs, batch_sizes).to(h0.dtype, copy=True)
+    kept = join(gates, batch_sizes).to(input.dtype), join(cells, batch_sizes).to(c0.dtype), states
     tensors = input, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr
     return results, (*tensors, batch_sizes, reverse, *kept)
 
 
 def backward(grads: tuple[Tensor | None, ...], saved: tuple, needs: list[bool]) -> tuple[Tensor | None, ...]:
-    input, h0, c0, weight_ih, weight_hh, bias_ih, _, weight_hr, batch_sizes, reverse, gates, cells = saved
+    input, h0, c0, weight_ih, weight_hh, bias_ih, _, weight_hr, batch_sizes, reverse, gates, cells, states = saved
     dtype = torch.promote_types(input.dtype, torch.float32)
     i, f, g, o = gates.to(dtype).chunk(4, -1)
     tanh_c = cells.to(dtype).tanh()
@@ -107,7 +108,7 @@ def backward(grads: tuple[Tensor | None, ...], saved: tuple, needs: list[bool]) 
     if needs[3]:
         grad_ih = (da.T @ input.to(dtype).flatten(0, -2)).to(weight_ih.dtype)
     if needs[4]:
-        h = m if projection is None else m @ projection.T
+        h = m if projection is None else states.to(dtype)
         h_before = states_before(h, h0.to(dtype), batch_sizes, reverse)
         grad_hh = (da.T @ h_before.flatten(0, -2)).to(weight_hh.dtype)
     if needs[5] or needs[6]:

@@ -35,13 +35,13 @@ auto lstm_backward(const std::optional<Tensor>& grad_output, const std::optional
                    const Tensor& weight_ih, const Tensor& weight_hh, const std::optional<Tensor>& bias_ih,
                    const std::optional<Tensor>& bias_hh, const std::optional<Tensor>& weight_hr,
                    const std::optional<Tensor>& batch_sizes, bool reverse, const Tensor& gates, const Tensor& cells,
-                   const std::vector<bool>& needs) {
+                   const Tensor& states, const std::vector<bool>& needs) {
   check_lstm(h0, c0, weight_ih, bias_ih, bias_hh, weight_hr);
   STD_TORCH_CHECK(needs.size() == 8, "lstm: eight gradients are asked for or not");
   const Steps steps(input, batch_sizes, h0, reverse);
   return with_recurrence_type(input, [&](auto type) {
     return lstm::backward<decltype(type)>(grad_output, grad_h, grad_c, input, steps, h0, c0, weight_ih, weight_hh,
-                                          weight_hr, gates, cells, needs);
+                                          weight_hr, gates, cells, states, needs);
   });
 }
 

@@ -22,6 +22,7 @@ struct Forward {
   const Weights<A>* hr;       // (H, R) or null
   const A* bias;              // (4 H) or null
   A *gates, *cells, *output;  // (N, 4 H), (N, H), (N, R)
+  A* states;                  // (N, R), what is kept of projected ones, or null
   A *h, *c;                   // (B, R), (B, H), the states before and then after each step
   A* m;                       // (B, H), what is projected, or the state itself
 
@@ -51,7 +52,7 @@ struct Forward {
   }
 
   void take_projected(int64_t t, int64_t b, int64_t b_end) const {
-    std::copy(h + b * width, h + b_end * width, output + (steps.begins[t] + b) * width);
+    for (A* to : {output, states}) std::copy(h + b * width, h + b_end * width, to + (steps.begins[t] + b) * width);
   }
 
   // sums: (4 H), the gates' sums without their biases, then the gates; cell, m, c: (H); out: (H) or null
@@ -92,6 +93,7 @@ struct Backward {
   const Steps& steps;
   int64_t hidden, width;                  // H, R
   StepRows<A> gates, cells, grad_output;  // (N, 4 H), (N, H), (N, R) or nothing
+  StepRows<A> states;                     // (N, R), projected ones, or nothing
   const A *h0, *c0;                       // (B, R), (B, H)
   const Weights<A>& hh;                   // (4 H, R)
   const Projection<A>* projection;        // or null
@@ -130,7 +132,8 @@ struct Backward {
       A* m = projection ? projection->m.get() + row * hidden : b < rows_after ? read.state(after, b) : nullptr;
       differentiate_row(gates.row(t, b), cells.row(t, b), c_before, grad, grad_sums + row * distance, m, dm,
                         dc + b * hidden);
-      if (b >= rows_before) read.keep_state(t, b, h0 + b * width);
+      if (b >= rows_before || states.given())
+        read.keep_state(t, b, b < rows_before ? states.row(before, b) : h0 + b * width);
       read.keep_input(t, b);
     }
   }
@@ -158,25 +161,13 @@ struct Backward {
     hh.multiply({grad_sums + (steps.begins[t] + b) * distance, distance, 1}, b_end - b, panel, panel_end, false,
                 dh + b * width, width, &ahead);
   }
-
-  // Projected states are not kept: they are computed again, each to be read by the step after its own.
-  void keep_projected(const A* weight_hr) const {
-    const Scratch<A> states(steps.total() * width);  // (N, R)
-    multiply_whole(Matrix<A>{projection->m.get(), hidden, 1}, Matrix<A>{weight_hr, 1, hidden}, steps.total(), width,
-                   hidden, states.get());
-    for (int64_t t = 0; t < steps.count; ++t)
-      for (int64_t b = 0; b < std::min(steps.rows(t), steps.rows_before(t)); ++b)
-        read.keep_state(t, b, states.get() + (steps.begins[steps.before(t)] + b) * width);
-  }
 };
 
 template <class A>
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& input, const Steps& steps, const Tensor& h0,
-                                                           const Tensor& c0, const Tensor& weight_ih,
-                                                           const Tensor& weight_hh,
-                                                           const std::optional<Tensor>& bias_ih,
-                                                           const std::optional<Tensor>& bias_hh,
-                                                           const std::optional<Tensor>& weight_hr) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(
+    const Tensor& input, const Steps& steps, const Tensor& h0, const Tensor& c0, const Tensor& weight_ih,
+    const Tensor& weight_hh, const std::optional<Tensor>& bias_ih, const std::optional<Tensor>& bias_hh,
+    const std::optional<Tensor>& weight_hr) {
   const int64_t features = weight_ih.size(1), hidden = c0.size(1), width = h0.size(1), sums = 4 * hidden;
   const Tensor w_ih = dense<A>(weight_ih, {sums, features}), w_hh = dense<A>(weight_hh, {sums, width});
   const auto b_ih = dense<A>(bias_ih, {sums}), b_hh = dense<A>(bias_hh, {sums});
@@ -192,12 +183,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& input, 
   const Tensor h = copied<A>(h0, {steps.batch, width}), c = copied<A>(c0, {steps.batch, hidden});
   const Tensor output = new_tensor(steps.shape(width), dtype), cells = new_tensor(steps.shape(hidden), dtype);
   const Tensor gates = new_tensor(steps.shape(sums), dtype);
+  const Tensor states = new_tensor(hr ? steps.shape(width) : Sizes{0}, dtype);
   const Scratch<A> m(hr ? steps.batch * hidden : 0);
   const Forward<A> cell{steps, hidden, width, StepRows<A>(steps, input, features), ih, hh, hr.get(),
-                        b_ih ? bias.get() : nullptr, data<A>(gates), data<A>(cells), data<A>(output), data<A>(h),
-                        data<A>(c), hr ? m.get() : data<A>(h)};
+                        b_ih ? bias.get() : nullptr, data<A>(gates), data<A>(cells), data<A>(output),
+                        hr ? data<A>(states) : nullptr, data<A>(h), data<A>(c), hr ? m.get() : data<A>(h)};
   walk_forward(steps, Shares(steps, width * sums + (hr ? width * hidden : 0), sums, A()), cell);
-  return {output, h, c, gates, cells};
+  return {output, h, c, gates, cells, states};
 }
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
@@ -208,7 +200,7 @@ Gradients backward(const std::optional<Tensor>& grad_output, const std::optional
                    const std::optional<Tensor>& grad_c, const Tensor& input, const Steps& steps, const Tensor& h0,
                    const Tensor& c0, const Tensor& weight_ih, const Tensor& weight_hh,
                    const std::optional<Tensor>& weight_hr, const Tensor& gates, const Tensor& cells,
-                   const std::vector<bool>& needs) {
+                   const Tensor& states, const std::vector<bool>& needs) {
   const int64_t features = weight_ih.size(1), hidden = c0.size(1), width = h0.size(1), sums = 4 * hidden;
   const Tensor w_ih = dense<A>(weight_ih, {sums, features}), w_hh = dense<A>(weight_hh, {sums, width});
   const auto w_hr = dense<A>(weight_hr, {width, hidden});
@@ -220,7 +212,9 @@ Gradients backward(const std::optional<Tensor>& grad_output, const std::optional
   const Scratch<A> grad_sums(steps.total() * distance);
   const StepsRead<A> read(steps, input, features, width, needs[3], needs[4]);
   const Backward<A> cell{steps, hidden, width, StepRows<A>(steps, gates, sums), StepRows<A>(steps, cells, hidden),
-                         StepRows<A>(steps, grad_output, width), values<A>(h_first), values<A>(c_first), hh,
+                         StepRows<A>(steps, grad_output, width),
+                         StepRows<A>(steps, w_hr ? std::optional(states) : std::nullopt, width),
+                         values<A>(h_first), values<A>(c_first), hh,
                          projection.get(), grad_sums.get(), distance, read, data<A>(dh), data<A>(dc)};
   walk_backward(steps, Shares(steps, width * sums + (w_hr ? width * hidden : 0), sums, A()), needs[1], cell);
 
@@ -234,7 +228,6 @@ Gradients backward(const std::optional<Tensor>& grad_output, const std::optional
   if (needs[5] || needs[6]) grad_bias = new_tensor({sums}, dtype_of<A>);
   if (needs[3]) grad_ih = new_tensor({sums, features}, dtype_of<A>);
   if (needs[4]) grad_hh = new_tensor({sums, width}, dtype_of<A>);
-  if (needs[4] && projection) cell.keep_projected(values<A>(*w_hr));
   read.multiply(g, sums, needs[3] ? data<A>(grad_ih) : nullptr, needs[4] ? data<A>(grad_hh) : nullptr,
                 needs[5] || needs[6] ? data<A>(grad_bias) : nullptr);
   if (needs[7] && projection) {

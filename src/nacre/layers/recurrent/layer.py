@@ -23,7 +23,8 @@ def _fake_lstm(
     output = h0.new_empty((*input.shape[:-1], h0.shape[-1]))
     gates = input.new_empty((*input.shape[:-1], weight_ih.shape[0]))
     cells = c0.new_empty((*input.shape[:-1], c0.shape[-1]))
-    return output, h0.new_empty(h0.shape), c0.new_empty(c0.shape), gates, cells
+    states = output.new_empty(0 if h0.shape[-1] == c0.shape[-1] else output.shape)
+    return output, h0.new_empty(h0.shape), c0.new_empty(c0.shape), gates, cells, states
 
 
 def _fake_gru(input: Tensor, batch_sizes: Tensor | None, h0: Tensor, *others: Any) -> tuple[Tensor, ...]:
@@ -41,10 +42,10 @@ _KERNEL_DTYPES = (torch.float32, torch.float64)
 _lstm = Op(
     "lstm(Tensor input, Tensor? batch_sizes, Tensor h0, Tensor c0, Tensor weight_ih, Tensor weight_hh,"
     " Tensor? bias_ih, Tensor? bias_hh, Tensor? weight_hr, bool reverse)"
-    " -> (Tensor output, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells)",
+    " -> (Tensor output, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells, Tensor states)",
     forward=formula_lstm.forward,
     backward=formula_lstm.backward,
-    saved=(*_LSTM_TENSORS, "batch_sizes", "reverse", "gates", "cells"),
+    saved=(*_LSTM_TENSORS, "batch_sizes", "reverse", "gates", "cells", "states"),
     gradients=_LSTM_TENSORS,
     outputs=3,
     autocast={"cpu": "lower", "cuda": "lower", "xpu": "lower", "mps": "lower"},
@@ -141,7 +142,8 @@ class LSTM(torch.nn.LSTM):
 
     Cost:
         For a level and direction of D inputs 4 H (D + R + 2) parameters, and H R for a projection; for each of its rows
-        (a step of a sequence) 8 H (D + R) FLOPs, and 2 H R, twice that backward, and 5 H values and the input kept.
+        (a step of a sequence) 8 H (D + R) FLOPs, and 2 H R, twice that backward; 5 H values, the R of a projected state
+        and the input are kept.
 
     Paper:
         Hochreiter, Schmidhuber, "Long Short-Term Memory", Neural Computation 9(8), 1997; with a projection: Sak,

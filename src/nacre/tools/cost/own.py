@@ -168,7 +168,6 @@ def _recurrent(layer: str, given: Given) -> Cost:
         hidden_size=weight.shape[0] // (4 if layer == "lstm" else 3),
         proj_size=0 if projected is None else projected.shape[0],
         projection=projected is not None,
-        projected_again=projected is not None,
         bias=given["bias_ih"] is not None,
         packed_steps=0 if packed is None else packed.numel(),
         input_gradient=needs[0],
