@@ -1,6 +1,7 @@
 """What autograd records of a kernel's call: the compiled node and Python's do the same in every situation."""
 
 import contextlib
+import copy
 import threading
 
 import pytest
@@ -242,3 +243,36 @@ def test_compiled_autograd_unpacks_saved_tensors_and_asks_once(recorder):
         with pytest.raises(RuntimeError, match="backward through the graph a second time"):
             torch.autograd.grad(loss, x)
     torch.testing.assert_close(found, torch.autograd.grad(torch.nn.functional.silu(x).square().sum(), x))
+
+
+@pytest.mark.parametrize("kind", [torch.nn.MultiheadAttention, torch.nn.LSTM, torch.nn.GRU])
+def test_inputs_made_in_inference_mode_serve_where_torch_copies_them(recorder, kind):
+    layer = kind(8, 2, batch_first=True)
+    own = nacre.convert(copy.deepcopy(layer))
+    with torch.inference_mode():
+        x = torch.randn(2, 5, 8)
+    inputs = (x, x, x) if kind is torch.nn.MultiheadAttention else (x,)
+    for each in (layer, own):
+        each(*inputs)[0].sum().backward()
+    for name, parameter in layer.named_parameters():
+        torch.testing.assert_close(own.get_parameter(name).grad, parameter.grad)
+
+
+def test_a_mask_made_in_inference_mode_serves_as_in_torch(recorder):
+    layer = torch.nn.MultiheadAttention(8, 2)
+    own = nacre.convert(copy.deepcopy(layer))
+    x = torch.randn(5, 2, 8)
+    with torch.inference_mode():
+        mask = torch.randn(5, 5)
+    for each in (layer, own):
+        each(x, x, x, attn_mask=mask)[0].sum().backward()
+    torch.testing.assert_close(own.in_proj_weight.grad, layer.in_proj_weight.grad)
+
+
+def test_other_inputs_made_in_inference_mode_cannot_be_kept(recorder):
+    with torch.inference_mode():
+        x = torch.randn(5, 2, 8)
+    for layer in (torch.nn.Linear(8, 4), torch.nn.LSTM(8, 4), torch.nn.LayerNorm(8)):
+        for each in (layer, nacre.convert(copy.deepcopy(layer))):
+            with pytest.raises(RuntimeError, match="Inference tensors cannot be saved for backward"):
+                each(x)

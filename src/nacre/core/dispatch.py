@@ -93,3 +93,14 @@ def apart(results: Any, arguments: Sequence[Any]) -> Any:
             taken.add(result.untyped_storage()._cdata)
         separate.append(result)
     return tuple(separate) if isinstance(results, tuple) else separate[0]
+
+
+def recordable(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor; a copy of one made in inference mode where autograd may keep it, which takes no such tensor.
+
+    It is for the inputs which torch's own layer copies as well, so that such a tensor serves there. Elsewhere torch
+    raises, and so does nacre.
+    """
+    if is_compiling() or not torch.is_grad_enabled() or not tensor.is_inference():
+        return tensor
+    return tensor.clone()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nacre.core.choice import FLOATS, sizes_decide, torch_instead, torch_is_ahead, unserved
-from nacre.core.dispatch import unobserved
+from nacre.core.dispatch import recordable, unobserved
 from nacre.core.tracing import Proxy, as_torchs_layer, traced
 from nacre.layers.attention.layout import each_once
 from nacre.layers.attention.multi_head import multi_head_attention_forward
@@ -142,7 +142,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             return super().forward(query, key, value, None, need_weights, None, average_attn_weights)
         sequence_second = self.batch_first and query.dim() == key.dim() == value.dim() == 3
         if sequence_second:
-            query, key, value = each_once(lambda tokens: tokens.transpose(0, 1), query, key, value)
+            query, key, value = each_once(lambda tokens: recordable(tokens).transpose(0, 1), query, key, value)
         output, weights = multi_head_attention_forward(
             *(query, key, value, self.embed_dim, self.num_heads, self.in_proj_weight, self.in_proj_bias),
             *(self.bias_k, self.bias_v, self.add_zero_attn, self.dropout, self.out_proj.weight, self.out_proj.bias),

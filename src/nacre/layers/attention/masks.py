@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from nacre.core import check
+from nacre.core.dispatch import recordable
 from nacre.layers.attention.checks import check_mask_dtype
 from nacre.layers.attention.multi_head_checks import check_attention_mask, check_padding_mask
 
@@ -47,5 +48,5 @@ def masks_of_scores(
 
 
 def _seen(mask: Tensor, own_keys: int) -> Tensor:
-    seen = ~mask if mask.dtype is torch.bool else mask
+    seen = ~mask if mask.dtype is torch.bool else recordable(mask)
     return pad(seen, (0, own_keys), value=mask.dtype is torch.bool) if own_keys else seen

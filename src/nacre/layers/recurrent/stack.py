@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from nacre.core import check
 from nacre.core.choice import FLOATS, torch_instead, unserved
+from nacre.core.dispatch import recordable
 from nacre.core.op import Op, call
 from nacre.core.random import new_seed
 
@@ -50,7 +51,7 @@ def forward(
     if hx is None:
         hx = _zero_states(layer, input, input.shape[batch_dim])
     layer.check_forward_args(input, hx, None)
-    steps = input.transpose(0, 1) if layer.batch_first else input
+    steps = recordable(input).transpose(0, 1) if layer.batch_first else input
     if steps.shape[0] == 0:
         raise check.error(
             RuntimeError, f"{layer.mode} takes sequences of one step or more", f"an input of shape {check.shape(input)}"
@@ -63,7 +64,7 @@ def forward(
 
 
 def _forward_plain(layer: torch.nn.RNNBase, op: Op, input: Tensor) -> tuple[Any, Any]:
-    steps = input.transpose(0, 1) if layer.batch_first else input
+    steps = recordable(input).transpose(0, 1) if layer.batch_first else input
     places = layer.num_layers * (2 if layer.bidirectional else 1)
     zeros = [input.new_zeros(steps.shape[1], width) for width in _state_widths(layer)]
     output, states = _run_levels(layer, op, steps, None, [zeros] * places)
