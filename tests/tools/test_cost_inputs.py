@@ -196,3 +196,17 @@ def test_without_gradients_no_backward_is_measured(speeds):
         with without:
             report = nacre.cost(nn.Sequential(nn.Linear(6, 4)), torch.zeros(10, 6), measure=True)
         assert all(row.measured_forward_seconds > 0 and row.measured_backward_seconds == 0 for row in report.rows)
+
+
+def test_what_autograd_asks_at_every_turn_is_not_asked_of_fake_tensors(monkeypatch):
+    # torch.nn.GRU on a CPU runs step by step: about 50 operators a step, forward and backward, beside which autograd
+    # asks for the device of a tensor 100 times
+    calls = []
+    dispatch = FakeTensorMode.dispatch
+    monkeypatch.setattr(FakeTensorMode, "dispatch", lambda *given: calls.append(given[1]) or dispatch(*given))
+    report = nacre.cost(nn.GRU(3, 4), torch.empty(20, 2, 3, device="meta"))
+    # by hand: 20 steps of 2 sequences, 3 gates of 4, each with 3 + 4 weights; no gradient of the input nor of h_0
+    assert report.flops == 2 * 40 * 12 * 7
+    assert report.backward_flops == 2 * 40 * 12 * 7 + 2 * 38 * 12 * 4
+    assert torch.ops.aten.addmm.default in calls
+    assert calls.count(torch.ops.prim.device.default) < 40  # those of fake tensors' own decompositions, of 2,000

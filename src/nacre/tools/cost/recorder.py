@@ -16,7 +16,7 @@ from nacre.tools.cost.graph import meetings
 from nacre.tools.cost.layers import spec_of
 from nacre.tools.cost.memory import Kept, Memory
 from nacre.tools.cost.operators import Work, check_dtypes, touched, work_of
-from nacre.tools.cost.stage import tensors
+from nacre.tools.cost.stage import fake_tensor, tensors
 from nacre.tools.cost.workspace import run, with_workspace
 from nacre.tools.formula import sizes_by_letter
 
@@ -92,6 +92,8 @@ class Recorder(TorchDispatchMode):
     # ---- operators
 
     def __torch_dispatch__(self, operator: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        if operator is torch.ops.prim.device.default and isinstance(arguments[0], fake_tensor()):
+            return arguments[0].fake_device  # autograd asks for it at every turn
         check_dtypes(operator, arguments)
         node = torch._C._current_autograd_node()
         result = with_workspace(operator, arguments, run(operator, arguments, keywords or {}))

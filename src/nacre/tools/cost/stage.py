@@ -122,7 +122,7 @@ _PLAIN = (Tensor, nn.Parameter, nn.Buffer)
 
 
 @functools.cache
-def fake_tensor() -> type:
+def fake_tensor() -> Any:
     """The class of fake tensors, whose import takes a while."""
     from torch._subclasses.fake_tensor import FakeTensor
 
