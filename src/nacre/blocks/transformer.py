@@ -64,7 +64,7 @@ class TransformerBlock(nn.Module):
         RuntimeError: shapes, dtypes or devices do not match.
 
     Cost:
-        (4 + 2 r) D^2 parameters without biases, O(B T D (T + D)) time, the sum of its parts and two additions.
+        (4 + 2 r) D^2 + 2 D parameters without biases, O(B T D (T + D)) time, the sum of its parts and two additions.
 
     Paper:
         Vaswani et al., "Attention Is All You Need", 2017, arXiv:1706.03762; normalised first: Xiong et al., 2020,
