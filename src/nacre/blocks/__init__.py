@@ -1,6 +1,6 @@
 """Blocks: layers put together; their cost is the sum of their parts."""
 
-from nacre.blocks import residual, transformer
+from nacre.blocks import residual, transformer_specs
 from nacre.blocks.residual import ResidualBlock, ResidualDropout, ResidualDropoutLayerNorm
 from nacre.blocks.transformer import TransformerBlock, TransformerEncoderLayer
 from nacre.core.spec import LayerSpec
@@ -14,4 +14,4 @@ __all__ = [
     "TransformerEncoderLayer",
 ]
 
-BLOCKS: dict[str, LayerSpec] = {spec.name: spec for spec in (*residual.SPECS, *transformer.SPECS)}
+BLOCKS: dict[str, LayerSpec] = {spec.name: spec for spec in (*residual.SPECS, *transformer_specs.SPECS)}

@@ -1,4 +1,7 @@
-"""GELU, ReLU, SiLU, Tanh and Sigmoid: formula.py, cost.py, layer.py and cases.py, to be read in this order."""
+"""GELU, ReLU, SiLU, Tanh and Sigmoid.
+
+To be read in this order: formula.py, cost.py, layer.py, kernel_cpu.cpp and cases.py.
+"""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Conv2d: formula.py, cost.py, layer.py and cases.py, to be read in this order."""
+"""Conv2d: formula.py, cost.py, layer.py, kernel_cpu.cpp and cases.py, to be read in this order."""
 
 import torch
 

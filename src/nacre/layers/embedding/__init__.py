@@ -1,4 +1,4 @@
-"""Embedding: formula.py, cost.py, layer.py and cases.py, to be read in this order."""
+"""Embedding: formula.py, cost.py, layer.py, kernel_cpu.cpp and cases.py, to be read in this order."""
 
 import torch
 

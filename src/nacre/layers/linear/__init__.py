@@ -1,4 +1,4 @@
-"""Linear: formula.py, cost.py, layer.py and cases.py, to be read in this order.
+"""Linear: formula.py, cost.py, layer.py, kernel_cpu.cpp and cases.py, to be read in this order.
 
 feed_forward_formula.py and feed_forward.py: two linear maps with an activation between them.
 """

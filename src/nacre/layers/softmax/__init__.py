@@ -1,4 +1,4 @@
-"""Softmax and LogSoftmax: formula.py, cost.py, layer.py and cases.py, to be read in this order."""
+"""Softmax and LogSoftmax: formula.py, cost.py, layer.py, kernel_cpu.cpp and cases.py, to be read in this order."""
 
 import torch
 
