@@ -1,4 +1,8 @@
-"""Attention: to be read in the order formula.py, packed.py, cost.py, scaled_dot_product.py, multi_head.py, layer.py."""
+"""Attention: formula.py, packed.py, cost.py, scaled_dot_product.py, projection.py, multi_head.py, layer.py,
+kernel_cpu.cpp and cases.py, to be read in this order.
+
+layout.py: how heads lie in memory; masks.py: what a mask comes to; checks.py and multi_head_checks.py: bad input.
+"""
 
 import torch
 

@@ -1,4 +1,7 @@
-"""Conv2d: formula.py, cost.py, layer.py, kernel_cpu.cpp and cases.py, to be read in this order."""
+"""Conv2d: formula.py, cost.py, layer.py, served.py, kernel_cpu.cpp and cases.py, to be read in this order.
+
+by_torch.py: torch's own convolution in the form of the operator, for what it is faster at.
+"""
 
 import torch
 

@@ -1,5 +1,7 @@
-"""LSTM and GRU, to be read in this order: sequence.py, formula_lstm.py, formula_gru.py, cost.py, stack.py, layer.py and
-cases.py.
+"""LSTM and GRU, to be read in this order: sequence.py, formula_lstm.py, formula_gru.py, cost.py, stack.py, layer.py,
+kernel_cpu.cpp and cases.py.
+
+flops.py: the products of one operator, for torch's counter.
 """
 
 import torch

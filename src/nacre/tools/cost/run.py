@@ -34,9 +34,9 @@ def cost(model: nn.Module, *inputs: Any, measure: bool = False, **keywords: Any)
     A layer of nacre and the torch.nn layer that it replaces are billed by the layer's ``cost.py``, so parameters and
     FLOPs are the same before and after :func:`nacre.convert`. (Where a block of nacre does a dropout, an addition and a
     normalisation in one pass, they are the block's own operations, with less traffic; what nacre does not keep between
-    two linear maps, or of a projected LSTM, its backward forms once more.) Everything else is counted operator by
-    operator: products exactly; one operation for each value that an elementwise operator returns or a
-    reduction reads; an operator without a known cost is named in ``unknown``.
+    two linear maps its backward forms once more.) Everything else is counted operator by operator: products exactly;
+    one operation for each value that an elementwise operator returns or a reduction reads; an operator without a known
+    cost is named in ``unknown``.
 
     A backward is counted as it runs: nothing for a frozen weight, an input without gradient or a result that nothing
     depends on. Activation checkpointing pays the forward once more, as far as torch goes: it ends the second forward as
