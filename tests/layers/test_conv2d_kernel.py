@@ -1,5 +1,6 @@
 """The kernels of Conv2d: which of them runs, how exact they are, memory of any layout, threads, what they refuse."""
 
+import itertools
 import random
 
 import pytest
@@ -308,6 +309,24 @@ def test_calls_which_are_torchs_as_a_whole(name):
     grad = torch.randn_like(output)
     found, wanted = (torch.autograd.grad(result, [input, layer.weight], grad) for result in (output, expected))
     assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("margins", [[1, 1, 2, 2], [1, 2, 0, 0]], ids=str)
+@pytest.mark.parametrize(("channels", "kernels", "own"), [(1, 16, True), (1, 17, False), (3, 5, False), (4, 5, True)])
+def test_the_best_backward_is_nacres_or_torchs_for_the_parameters(channels, kernels, own, margins):
+    input, weight = torch.randn(3, channels, 9, 17), torch.randn(kernels, channels, 3, 3)
+    numbers = ([1, 1], margins, [1, 1], 1)
+    assert torch.ops.nacre.conv2d_sums_weights(input, weight, *numbers) == own
+    grad = torch.randn_like(torch.ops.nacre.conv2d(input, weight, None, *numbers))
+    expected = torch.ops.nacre.conv2d_backward.kernel(grad, input, weight, *numbers, [True] * 3)
+    for needs in itertools.product([False, True], repeat=3):
+        found = torch.ops.nacre.conv2d_backward_best(grad, input, weight, *numbers, needs)
+        for one, other, needed in zip(found, expected, needs, strict=True):
+            assert (one is not None) == needed
+            if needed:  # float32, sums of hundreds of products in another order
+                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    with pytest.raises(RuntimeError, match="three gradients"):
+        torch.ops.nacre.conv2d_backward_best(grad, input, weight, *numbers, [True])
 
 
 @pytest.mark.usual_sizes
