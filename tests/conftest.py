@@ -1,7 +1,11 @@
 """What holds for every test: fresh memory is NaN, random numbers start from the same seed, settings are put back."""
 
 import functools
+import getpass
+import hashlib
+import os
 import random
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -9,6 +13,7 @@ import torch
 
 from nacre.core import native
 from nacre.core.choice import kernels_at_any_size
+from nacre.core.op import OPS
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -18,6 +23,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # torch's cache of compiled graphs does not see that an operator's arguments have changed since
+    schemas = [str(each._schema) for op in OPS.values() for each in (op.operator, op.backward_operator)]
+    name = f"nacre_tests_{getpass.getuser()}_{hashlib.sha256(repr(schemas).encode()).hexdigest()[:16]}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / name))
     if folder := config.getoption("--kernels"):
         native.find = functools.partial(native.find, folder)
         assert not native.unavailable(), native.unavailable()
