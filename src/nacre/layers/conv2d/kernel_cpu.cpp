@@ -134,7 +134,7 @@ bool sums_weights(const Tensor& input, const Tensor& weight, const Numbers& stri
   if (shape.channels == 1) return shape.kernels <= 16;
   const int64_t step = std::max(shape.rows.stride, shape.columns.stride), width = shape.columns.size;
   if (shape.channels_last || step > 2) return false;
-  if (shape.channels < 4) return width >= 128 * step;
+  if (shape.channels < 4) return width >= 112 * step;
   return width >= (shape.taps() > 9 ? 32 : 16);
 }
 

@@ -25,7 +25,7 @@ _WIDE = 32  # channels
 _WIDEST = 1 << 17  # kernels, of one output and one input channel
 _TILES = 768
 _MULTIPLIER = 64  # kernels a channel, whose gradients are held at once
-_LONG_ROW = 128
+_LONG_ROW = 112
 _KERNELS = 16  # of one channel
 _MANY_OUTPUTS = 1 << 21
 _LARGE = 1 << 16
@@ -111,7 +111,7 @@ _FEW_IN_PLANES = {
 
 
 _FAST_SUMS = {
-    "several groups, or one channel and at most 16 kernels, or 4 channels, or rows of 128 values": _sums_weights,
+    "several groups, or one channel and at most 16 kernels, or 4 channels, or rows of 112 values": _sums_weights,
 }
 
 
