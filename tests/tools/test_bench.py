@@ -1,6 +1,7 @@
 """nacre bench: right results before times, times by the rules, reports of both. No test judges how long a step took."""
 
 import dataclasses
+import importlib
 import json
 import mmap
 import subprocess
@@ -64,6 +65,15 @@ def test_a_higher_peak_is_that_of_all_rows():
     report.raise_peak(16.0)
     assert report.ceilings == Ceilings(matrix_flops=16.0, copy_bytes=99.0)
     assert (report.rows[0].limit, report.rows[0].share(NACRE)) == (1.0, 0.25)
+
+
+def test_the_peak_is_measured_after_the_cases_as_well(monkeypatch):
+    run = importlib.import_module("nacre.tools.bench.run")
+    peaks = iter([5.0, 4.0, 8.0])  # before, and after each of two allocators
+    monkeypatch.setattr(run, "measured_ceilings", lambda settings: Ceilings(next(peaks), copy_bytes=9.0))
+    monkeypatch.setattr(run, "describe_machine", lambda settings: (machine.describe(), []))
+    monkeypatch.setattr(run, "run_job", lambda job, variables: iter(()))
+    assert bench(["layer_norm/rows"]).ceilings == Ceilings(matrix_flops=8.0, copy_bytes=9.0)
 
 
 def test_what_was_not_timed_has_no_ratio():

@@ -167,8 +167,6 @@ inline void store(T* to, Vector<Accumulator<T>> values, Lanes which) {
   write<T>(to, narrow<T>(values), which);
 }
 
-// ---- rows
-
 // A vector that is used several times and loaded once: of its own accord the compiler loads it again for each product.
 template <class V>
 inline V in_register(V values) {
@@ -181,6 +179,8 @@ inline V in_register(V values) {
 #endif
   return values;
 }
+
+// ---- rows
 
 // Calls body(i, lanes) for each vector of a row of `count` values, i being the index of its first value.
 template <class A, class Body>
