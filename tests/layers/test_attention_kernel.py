@@ -20,6 +20,9 @@ DTYPES = pytest.mark.parametrize(
 )
 
 
+NONE, EACH, MEAN = (False, False), (True, False), (True, True)  # of the weights that are returned
+
+
 def normal(*shape, seed=0, dtype=torch.float32):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
@@ -221,18 +224,18 @@ def test_nothing_is_copied_between_the_projections(batch_first):
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
-@pytest.mark.parametrize("need_weights", [False, True])
-def test_packed_is_the_same_as_three(batch_first, need_weights):
+@pytest.mark.parametrize("weights", [NONE, EACH, MEAN])
+def test_packed_is_the_same_as_three(batch_first, weights):
     packed = normal(*((3, 21, 36) if batch_first else (21, 3, 36)))
     packed = packed.transpose(0, 1) if batch_first else packed
-    settings = (None, None, torch.tensor(5), 0.2, True, 0.3, False, need_weights)
+    settings = (None, None, torch.tensor(5), 0.2, True, 0.3, False, *weights)
     packed.requires_grad_()
     output, weights = OPS["attention"](packed, None, None, *settings, 3)
     heads = [part.unflatten(-1, (3, 4)).permute(1, 2, 0, 3) for part in packed.chunk(3, -1)]
     expected, expected_weights = OPS["attention"](*heads, *settings, 0)
     assert output.is_contiguous() and torch.equal(output, expected.permute(2, 0, 1, 3).flatten(-2))
     assert torch.equal(weights, expected_weights)
-    count = 1 + need_weights
+    count = 1 + (expected_weights.numel() > 0)
     cotangents = [normal(*output.shape, seed=1), normal(*weights.shape, seed=2)][:count]
     (gradient,) = torch.autograd.grad([output, weights][:count], packed, cotangents)
     cotangents[0] = cotangents[0].unflatten(-1, (3, 4)).permute(1, 2, 0, 3)
@@ -260,29 +263,33 @@ def flat(function, arguments):
 BLOCKS = torch.block_diag(torch.ones(31, 40), torch.ones(70, 63), torch.ones(30, 30)) > 0
 
 CALLS = {
-    "dropout": ((197, 197, 20), None, None, 0.1, False, False),
-    "dropout, causal": ((130, 131, 20), None, None, 0.3, True, False),
-    "dropout and weights": ((70, 66, 20), None, None, 0.5, False, True),
-    "dropout of all": ((33, 35, 8), None, None, 1.0, False, True),
-    "weights": ((70, 66, 20), None, None, 0.0, False, True),
-    "weights, causal": ((70, 66, 20), None, None, 0.0, True, True),
-    "few queries, dropout and weights": ((4, 131, 20), None, None, 0.3, True, True),
-    "few queries, both masks": ((4, 67, 8), normal(4, 67, seed=3), normal(2, 1, 1, 67, seed=4) > 0, 0.2, False, False),
-    "both masks": ((33, 35, 8), normal(33, 35, seed=3), normal(2, 1, 1, 35, seed=4), 0.2, False, True),
-    "blocks, dropout, causal": ((131, 133, 8), BLOCKS, None, 0.2, True, False),
-    "blocks, a mask of numbers": ((131, 133, 8), BLOCKS, normal(2, 1, 1, 133, seed=4), 0.2, False, False),
-    "blocks, weights": ((131, 133, 8), BLOCKS.logical_or(torch.arange(133) == 0), None, 0.0, False, True),
-    "mask of each head": ((33, 35, 8), normal(3, 33, 35, seed=3), normal(35, seed=4) > 0, 0.0, True, False),
-    "masks of queries and keys": ((33, 35, 8), normal(3, 33, 1, seed=3), normal(1, 35, seed=4), 0.2, False, False),
+    "dropout": ((197, 197, 20), None, None, 0.1, False, NONE),
+    "dropout, causal": ((130, 131, 20), None, None, 0.3, True, NONE),
+    "dropout and weights": ((70, 66, 20), None, None, 0.5, False, EACH),
+    "dropout of all": ((33, 35, 8), None, None, 1.0, False, EACH),
+    "weights": ((70, 66, 20), None, None, 0.0, False, EACH),
+    "mean of the weights": ((70, 66, 20), None, None, 0.0, False, MEAN),
+    "mean of the weights, dropout, causal": ((205, 66, 20), None, None, 0.3, True, MEAN),
+    "mean of the weights, masks": ((33, 35, 8), normal(33, 35, seed=3), normal(2, 1, 1, 35, seed=4), 0.2, False, MEAN),
+    "mean of the weights, few queries": ((4, 131, 20), None, None, 0.3, True, MEAN),
+    "weights, causal": ((70, 66, 20), None, None, 0.0, True, EACH),
+    "few queries, dropout and weights": ((4, 131, 20), None, None, 0.3, True, EACH),
+    "few queries, both masks": ((4, 67, 8), normal(4, 67, seed=3), normal(2, 1, 1, 67, seed=4) > 0, 0.2, False, NONE),
+    "both masks": ((33, 35, 8), normal(33, 35, seed=3), normal(2, 1, 1, 35, seed=4), 0.2, False, EACH),
+    "blocks, dropout, causal": ((131, 133, 8), BLOCKS, None, 0.2, True, NONE),
+    "blocks, a mask of numbers": ((131, 133, 8), BLOCKS, normal(2, 1, 1, 133, seed=4), 0.2, False, NONE),
+    "blocks, weights": ((131, 133, 8), BLOCKS.logical_or(torch.arange(133) == 0), None, 0.0, False, EACH),
+    "mask of each head": ((33, 35, 8), normal(3, 33, 35, seed=3), normal(35, seed=4) > 0, 0.0, True, NONE),
+    "masks of queries and keys": ((33, 35, 8), normal(3, 33, 1, seed=3), normal(1, 35, seed=4), 0.2, False, NONE),
 }
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", CALLS)
 def test_kernel_and_formula_agree(name, dtype):
-    sizes, mask, key_mask, p, is_causal, need_weights = CALLS[name]
+    sizes, mask, key_mask, p, is_causal, weights = CALLS[name]
     seed = torch.tensor(123456789) if p else None
-    arguments = (*three(*sizes), mask, key_mask, seed, p, is_causal, 0.3, False, need_weights, 0)
+    arguments = (*three(*sizes), mask, key_mask, seed, p, is_causal, 0.3, False, *weights, 0)
     arguments = [a.to(dtype) if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in arguments]
     found, ran = flat(OPS["attention"], arguments)
     assert ran == {"C++ kernel"}
@@ -297,7 +304,7 @@ def test_kernel_and_formula_agree(name, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_the_same_weights_are_dropped(dtype):
     """Exactly where the formula drops them, for every distance of a row's first word from a block's."""
-    arguments = (*in_dtype(three(9, 67, 4), dtype), None, None, torch.tensor(7), 0.4, False, 0.3, False, True, 0)
+    arguments = (*in_dtype(three(9, 67, 4), dtype), None, None, torch.tensor(7), 0.4, False, 0.3, False, *EACH, 0)
     _, weights = OPS["attention"](*arguments)
     expected = OPS["attention"]._formula(*arguments)[1]
     assert torch.equal(weights == 0, expected == 0)
@@ -307,7 +314,7 @@ def test_the_same_weights_are_dropped(dtype):
 def test_a_blind_query_where_weights_are_returned():
     seen = torch.ones(5, 7, dtype=torch.bool)
     seen[2] = False
-    arguments = (*three(5, 7, 4), seen, None, None, 0.0, False, 0.3, False, True, 0)
+    arguments = (*three(5, 7, 4), seen, None, None, 0.0, False, 0.3, False, *EACH, 0)
     output, weights = OPS["attention"](*arguments)
     assert output[..., 2, :].isnan().all() and weights[..., 2, :].isnan().all()
     assert output[..., [0, 1, 3, 4], :].isfinite().all()
@@ -334,7 +341,8 @@ def test_what_no_query_of_a_block_sees_is_not_even_read():
 @pytest.mark.parametrize("leading", [(1, 1), (4, 8)], ids=["one head", "many heads"])
 @pytest.mark.parametrize("is_causal", [False, True], ids=["all", "causal"])
 @pytest.mark.parametrize("queries", [2, 205])
-def test_same_bits_for_any_number_of_threads(leading, is_causal, queries):
+@pytest.mark.parametrize("weights", [NONE, MEAN])
+def test_same_bits_for_any_number_of_threads(leading, is_causal, queries, weights):
     arguments = (
         *three(queries, 203, 20, leading=leading),
         None,
@@ -344,7 +352,7 @@ def test_same_bits_for_any_number_of_threads(leading, is_causal, queries):
         is_causal,
         0.3,
         False,
-        False,
+        *weights,
         0,
     )
     found = []
@@ -364,6 +372,26 @@ def test_no_matrix_of_queries_by_keys_is_ever_held():
     assert nacre.memory.stats().peak - before.used < 3000 * 3000 * 4 / 2
 
 
+def test_the_mean_of_the_weights_holds_no_matrix_of_each_head():
+    layer = nacre.MultiheadAttention(64, 16)
+    tokens = normal(700, 1, 64, seed=1).requires_grad_()
+    before = nacre.memory.stats()
+    nacre.memory.reset_peak()
+    output, weights = layer(tokens, tokens, tokens)
+    torch.autograd.grad(output.sum() + weights.square().sum(), tokens)
+    assert weights.shape == (1, 700, 700)
+    assert nacre.memory.stats().peak - before.used < 16 * 700 * 700 * 4 / 2
+
+
+def test_the_mean_of_half_precision_is_rounded_once():
+    """The mean over many heads is as near to float64 as its dtype allows."""
+    arguments = in_dtype(three(9, 12, 8, leading=(2, 64)), torch.bfloat16)
+    weights = OPS["attention"](*arguments, None, None, None, 0.0, False, 0.3, False, *MEAN, 0)[1]
+    exact = (arguments[0].double() @ arguments[1].double().mT * 0.3).softmax(-1).mean(-3)
+    # half a unit in the last of bfloat16's 8 binary digits, and the error of float32 before it
+    assert weights.dtype is torch.bfloat16 and ((weights.double() - exact).abs() <= exact * 2**-8 * 1.01).all()
+
+
 BAD = {
     "fewer keys than values": (three(3, 4, 5)[0], three(3, 4, 5)[1], three(3, 5, 5)[2]),
     "another dtype": (three(3, 4, 5)[0], three(3, 4, 5)[1].double(), three(3, 4, 5)[2]),
@@ -380,19 +408,23 @@ def test_wrong_direct_calls_raise(name):
     kernel = torch.ops.nacre.attention.kernel
     grouped = name == "heads that do not divide"
     with pytest.raises(RuntimeError, match="attention"):
-        kernel(*BAD[name], None, None, None, 0.0, False, 1.0, grouped, False, 3)
+        kernel(*BAD[name], None, None, None, 0.0, False, 1.0, grouped, *NONE, 3)
 
 
 def test_wrong_masks_seeds_and_gradients_raise():
     query, key, value = three(3, 4, 5)
     kernel, backward = torch.ops.nacre.attention.kernel, torch.ops.nacre.attention_backward.kernel
-    rest = (False, 1.0, False, False, 0)
+    rest = (False, 1.0, False, *NONE, 0)
     for mask in (normal(4, 4), normal(1, 2, 3, 3, 4), torch.zeros(3, 4, dtype=torch.int64)):
         with pytest.raises(RuntimeError, match="attention"):
             kernel(query, key, value, mask, None, None, 0.0, *rest)
     for seed, p in ((torch.zeros(2, dtype=torch.int64), 0.5), (torch.tensor(0.5), 0.5), (torch.tensor(1), 1.5)):
         with pytest.raises(RuntimeError, match="attention"):
             kernel(query, key, value, None, None, seed, p, *rest)
+    with pytest.raises(RuntimeError, match="only weights that are returned are averaged"):
+        kernel(query, key, value, None, None, None, 0.0, False, 1.0, False, False, True, 0)
+    with pytest.raises(RuntimeError, match="over heads"):
+        kernel(query[0, 0], key[0, 0], value[0, 0], None, None, None, 0.0, False, 1.0, False, *MEAN, 0)
     rows = torch.ones(2, 3, 3, 1)
     for output, maximum, needs in (
         (normal(2, 3, 3, 6), rows, [True] * 3 + [False] * 2),

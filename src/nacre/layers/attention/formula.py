@@ -17,6 +17,8 @@ would be rounded to 1e-3 of P where scores are about 1e4. With dP_ij / dA_ik = P
     dA = P o (dP - r)          r_i = sum_j P_ij dP_ij
     dQ = c dA K                dK = c dA' Q                dM = dA
 
+Where the mean of the weights over the heads is returned, H is its gradient divided by their number, in each head.
+
 (Without H, r_i is also sum_e G_ie O_ie: shorter, but as exact as O was rounded, and O would have to be kept.) What was
 repeated, along a dimension or for a group of query heads, sums the gradients of its copies.
 
@@ -45,6 +47,7 @@ def forward(
     scale: float,
     enable_gqa: bool,
     need_weights: bool,
+    average_weights: bool,
 ) -> tuple[tuple[Tensor, Tensor], tuple]:
     q, k, v = operands(query, key, value, enable_gqa)
     scores = masked_scores(q, k, mask, key_mask, is_causal, scale)
@@ -52,16 +55,20 @@ def forward(
     probabilities = (scores - maximum).exp() / total
     weights = probabilities if seed is None else probabilities * dropout(seed, probabilities, dropout_p)
     output = ordered_as(query, (weights @ v).to(query.dtype))
-    returned = weights.to(query.dtype) if need_weights else query.new_empty(0)
-    settings = (seed, dropout_p, is_causal, scale, enable_gqa, need_weights)
+    returned = weights.mean(-3) if average_weights else weights
+    returned = returned.to(query.dtype) if need_weights else query.new_empty(0)
+    settings = (seed, dropout_p, is_causal, scale, enable_gqa, need_weights, average_weights)
     return (output, returned), (query, key, value, mask, key_mask, *settings, maximum, total)
 
 
 def backward(grads: tuple[Tensor | None, Tensor | None], saved: tuple, needs: list[bool]) -> tuple[Tensor | None, ...]:
-    query, key, value, mask, key_mask, seed, dropout_p, is_causal, scale, enable_gqa, _, maximum, total = saved
+    query, key, value, mask, key_mask, seed, *settings, maximum, total = saved
+    dropout_p, is_causal, scale, enable_gqa, _, average_weights = settings
     needs_query, needs_key, needs_value, needs_mask, needs_key_mask = needs
     q, k, v = operands(query, key, value, enable_gqa)
     g, h = (None if grad is None else grad.to(q.dtype) for grad in grads)
+    if average_weights and h is not None:
+        h = (h / q.shape[-3]).unsqueeze(-3)
     p = (masked_scores(q, k, mask, key_mask, is_causal, scale) - maximum).exp() / total
     d = None if seed is None else dropout(seed, p, dropout_p)
     w = p if d is None else p * d

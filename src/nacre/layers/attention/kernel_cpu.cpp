@@ -37,24 +37,31 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& query, const Op
                                                    const OptionalTensor& value, const OptionalTensor& mask,
                                                    const OptionalTensor& key_mask, const OptionalTensor& seed,
                                                    double dropout_p, bool is_causal, double scale, bool enable_gqa,
-                                                   bool need_weights, int64_t packed_heads) {
-  const Arguments given{query,     key,   value,      mask,         key_mask,    seed, dropout_p,
-                        is_causal, scale, enable_gqa, need_weights, packed_heads};
+                                                   bool need_weights, bool average_weights, int64_t packed_heads) {
+  const Arguments given{query,     key,   value,      mask,         key_mask,        seed,        dropout_p,
+                        is_causal, scale, enable_gqa, need_weights, average_weights, packed_heads};
   const Shape shape = shape_of(given);
   const ScalarType dtype = query.scalar_type();
   const Sizes sizes = output_sizes(given, shape), row_sizes = sizes_of_rows(shape, shape.queries, 1);
   Tensor output = given.is_packed() ? new_tensor(sizes, dtype) : ordered_as(query, sizes);
-  Tensor weights = new_tensor(need_weights ? sizes_of_rows(shape, shape.queries, shape.keys) : Sizes{0}, dtype);
+  Tensor weights = new_tensor(need_weights ? sizes_of_weights(given, shape) : Sizes{0}, dtype);
+  Tensor mean = weights;  // in the dtype that sums
+  if (average_weights && accumulator_dtype(dtype) != dtype) mean = new_tensor(sizes_of(weights), accumulator_dtype(dtype));
   Tensor row_maximum = new_tensor(row_sizes, accumulator_dtype(dtype));
   Tensor row_sum = new_tensor(row_sizes, accumulator_dtype(dtype));
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
     using A = Accumulator<T>;
     const Attention<T> attention = attention_of<T>(given, shape);
-    AttentionForward<T>{attention, output_heads<T>(given, shape, output), need_weights ? Heads<T>(weights) : Heads<T>(),
-                        static_cast<A*>(row_maximum.mutable_data_ptr()), static_cast<A*>(row_sum.mutable_data_ptr())}
+    AttentionForward<T>{attention,
+                        output_heads<T>(given, shape, output),
+                        need_weights && !average_weights ? Heads<T>(weights) : Heads<T>(),
+                        average_weights ? shared_heads<A>(shape, mean) : Heads<A>(),
+                        static_cast<A*>(row_maximum.mutable_data_ptr()),
+                        static_cast<A*>(row_sum.mutable_data_ptr())}
         .run();
   });
+  if (average_weights && accumulator_dtype(dtype) != dtype) torch::stable::copy_(weights, mean);
   return {output, weights, row_maximum, row_sum};
 }
 
@@ -106,17 +113,17 @@ using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 Gradients backward(const OptionalTensor& grad_output, const OptionalTensor& grad_weights, const Tensor& query,
                    const OptionalTensor& key, const OptionalTensor& value, const OptionalTensor& mask,
                    const OptionalTensor& key_mask, const OptionalTensor& seed, double dropout_p, bool is_causal,
-                   double scale, bool enable_gqa, bool need_weights, int64_t packed_heads, const Tensor& row_maximum,
-                   const Tensor& row_sum, const std::vector<bool>& needs) {
-  const Arguments given{query,     key,   value,      mask,         key_mask,    seed, dropout_p,
-                        is_causal, scale, enable_gqa, need_weights, packed_heads};
+                   double scale, bool enable_gqa, bool need_weights, bool average_weights, int64_t packed_heads,
+                   const Tensor& row_maximum, const Tensor& row_sum, const std::vector<bool>& needs) {
+  const Arguments given{query,     key,   value,      mask,         key_mask,        seed,        dropout_p,
+                        is_causal, scale, enable_gqa, need_weights, average_weights, packed_heads};
   const Shape shape = shape_of(given);
   const ScalarType dtype = query.scalar_type();
   STD_TORCH_CHECK(needs.size() == 5 && (mask || !needs[3]) && (key_mask || !needs[4]),
                   "attention: five gradients are asked for or not");
   if (grad_output) check(*grad_output, dtype, output_sizes(given, shape));
   const bool weighted = grad_weights && need_weights;
-  if (weighted) check(*grad_weights, dtype, sizes_of_rows(shape, shape.queries, shape.keys));
+  if (weighted) check(*grad_weights, dtype, sizes_of_weights(given, shape));
   Tensor dq, dk, dv;
   if (needs[0]) dq = given.is_packed() ? packed_as(query) : ordered_as(query, sizes_of(query));
   if (needs[1] && key) dk = ordered_as(*key, sizes_of(*key));
@@ -127,9 +134,12 @@ Gradients backward(const OptionalTensor& grad_output, const OptionalTensor& grad
     using A = Accumulator<T>;
     const Attention<T> attention = attention_of<T>(given, shape);
     const auto [to_query, to_key, to_value] = three_heads<T>(given, shape, &dq, &dk, &dv);
+    Heads<const T> to_weights;
+    if (weighted)
+      to_weights = average_weights ? shared_heads<const T>(shape, *grad_weights) : Heads<const T>(*grad_weights);
     AttentionBackward<T>{
-        attention, grad_output ? output_heads<const T>(given, shape, *grad_output) : Heads<const T>(),
-        weighted ? Heads<const T>(*grad_weights) : Heads<const T>(), row_values<A>(row_maximum, shape),
+        attention, grad_output ? output_heads<const T>(given, shape, *grad_output) : Heads<const T>(), to_weights,
+        average_weights ? A(1) / static_cast<A>(shape.leading.back()) : A(1), row_values<A>(row_maximum, shape),
         row_values<A>(row_sum, shape),
         AttentionGradients<T>{to_query, to_key, to_value, masks.needed() ? Heads<A>(masks.scores) : Heads<A>()}}
         .run();

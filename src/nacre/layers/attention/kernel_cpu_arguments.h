@@ -18,7 +18,7 @@ struct Arguments {
   double dropout_p;
   bool is_causal;
   double scale;
-  bool enable_gqa, need_weights;
+  bool enable_gqa, need_weights, average_weights;
   int64_t packed_heads;
 
   bool is_packed() const { return !key; }
@@ -70,6 +70,8 @@ inline Shape shape_of(const Arguments& given) {
   Shape shape = given.is_packed() ? packed_shape(given) : shape_of_three(given);
   STD_TORCH_CHECK(given.query.is_cpu() && given.query.numel() > 0 && shape.keys > 0 && shape.value_features > 0,
                   "attention: this kernel serves at least one query, key and feature");
+  STD_TORCH_CHECK(!given.average_weights || (given.need_weights && !shape.leading.empty()),
+                  "attention: only weights that are returned are averaged, over heads");
   shape.is_causal = given.is_causal, shape.scale = given.scale;
   return shape;
 }
@@ -79,6 +81,21 @@ inline Sizes sizes_of_rows(const Shape& shape, int64_t rows, int64_t columns) {
   Sizes sizes = shape.leading;
   sizes.insert(sizes.end(), {rows, columns});
   return sizes;
+}
+
+// (*, L, S), or (*, L, S) without the heads where their mean is taken
+inline Sizes sizes_of_weights(const Arguments& given, const Shape& shape) {
+  Sizes sizes = sizes_of_rows(shape, shape.queries, shape.keys);
+  if (given.average_weights) sizes.erase(sizes.end() - 3);
+  return sizes;
+}
+
+// Weights averaged over heads, or their gradient: the heads share one place.
+template <class T>
+Heads<T> shared_heads(const Shape& shape, const Tensor& averaged) {
+  Heads<T> heads(averaged);
+  heads.places.sizes.push_back(shape.leading.back()), heads.places.strides.push_back(0);
+  return heads;
 }
 
 // One part of the features of a tensor (L, N, parts H E), as matrices (L, E) of N H heads.

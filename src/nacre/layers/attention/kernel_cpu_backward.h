@@ -17,6 +17,7 @@ struct AttentionBackward {
   using A = Accumulator<T>;
   const Attention<T>& given;
   Heads<const T> grad_output, grad_weights;  // (B, L, V), (B, L, S), or nothing
+  A weight_factor;                           // of the gradient of the weights
   const A *row_maximum, *row_sum;            // (B, L)
   AttentionGradients<T> to;
 
@@ -135,10 +136,7 @@ struct AttentionBackward {
     given.masks.apply(head, query, keys, weights);
     const int32_t* kept = given.dropout ? given.dropout->draw(head, query, keys, room.kept.get()) : nullptr;
     if (!grad_output || !needs_scores) std::fill(scores, scores + count, A(0));
-    if (grad_weights) {
-      const Matrix<T> h = grad_weights.of(head, query);
-      for (int64_t j = 0; j < count; ++j) scores[j] += static_cast<A>(*h.at(0, keys.begin + j).values);
-    }
+    if (grad_weights) add_gradient_of_weights(grad_weights.of(head, query).at(0, keys.begin), count, scores);
     row_gradient<A>(weights, scores, count, {row_maximum[row], row_sum[row]}, given.dropped(), kept, room.p.get());
     std::fill(weights + count, weights + seen.size(), A(0));
     std::fill(scores + count, scores + seen.size(), A(0));
@@ -147,6 +145,15 @@ struct AttentionBackward {
       std::fill(at, at + keys.begin, A(0));
       std::fill(std::copy(scores, scores + count, at + keys.begin), at + shape.keys, A(0));
     }
+  }
+
+  void add_gradient_of_weights(Matrix<T> h, int64_t count, A* scores) const {
+    if (h.column_stride == 1)
+      over_row<A>(count, [&](int64_t j, auto which) {
+        store(scores + j, load(scores + j, which) + load(h.values + j, which) * weight_factor, which);
+      });
+    else
+      for (int64_t j = 0; j < count; ++j) scores[j] += static_cast<A>(*h.at(0, j).values) * weight_factor;
   }
 
   // sums += left' right, for the columns of a span of left (rows, S), and right (rows, columns). sums: (S, columns)

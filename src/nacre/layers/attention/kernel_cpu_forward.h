@@ -36,25 +36,26 @@ struct AttentionForward {
   const Attention<T>& given;
   Heads<T> output;           // (B, L, V)
   Heads<T> weights;          // (B, L, S), or nothing
+  Heads<A> mean;             // of the weights over the heads, which share one place, or nothing
   A *row_maximum, *row_sum;  // (B, L)
 
   const Shape& shape = given.shape;
   const Parts blocks = shape.blocks(1);
   const int64_t stride = shape.template row_stride<A>();
+  const int64_t together = mean ? shape.leading.back() : 1;  // heads that one thread takes in turn, as it adds them up
 
   void run() const {
     if (has_few_queries(shape)) return run_few();
-    in_parallel(shape.heads * blocks.count, given.blocks_per_thread(blocks.size / blocks.count, 2),
-                [&](int64_t from, int64_t to) {
-                  Room room(*this);
-                  for (int64_t task = from; task < to; ++task) {
-                    const int64_t i = task / blocks.count, key_head = shape.key_head_at(i / shape.group);
-                    const int64_t head = key_head * shape.group + i % shape.group;
-                    if (key_head != room.packed) pack(key_head, room);
-                    const int64_t block = Shape::block_at(task % blocks.count, blocks.count);
-                    attend(head, blocks.begin(block), blocks.begin(block + 1), room);
-                  }
-                });
+    const int64_t tasks = shape.heads / together * blocks.count;
+    in_parallel(tasks, given.blocks_per_thread(blocks.size / blocks.count * together, 2), [&](int64_t from, int64_t to) {
+      Room room(*this);
+      for (int64_t task = from, end; task < to; task = end) {
+        const int64_t i = task / blocks.count;
+        end = std::min((i + 1) * blocks.count, to);
+        for (int64_t head = 0; head < together; ++head)
+          attend_blocks(mean ? i * together + head : head_at(i), task % blocks.count, end - i * blocks.count, room);
+      }
+    });
   }
 
  private:
@@ -75,6 +76,17 @@ struct AttentionForward {
     pack_panels(given.key.of(head).transposed(), shape.features, shape.keys, room.keys.get());
     pack_panels(given.value.of(head), shape.keys, shape.value_features, room.values.get());
     room.packed = head;
+  }
+
+  // The i-th head in the order of work, in which those that share keys follow each other.
+  int64_t head_at(int64_t i) const { return shape.key_head_at(i / shape.group) * shape.group + i % shape.group; }
+
+  void attend_blocks(int64_t head, int64_t from, int64_t to, Room& room) const {
+    if (head / shape.group != room.packed) pack(head / shape.group, room);
+    for (int64_t i = from; i < to; ++i) {
+      const int64_t block = Shape::block_at(i, blocks.count);
+      attend(head, blocks.begin(block), blocks.begin(block + 1), room);
+    }
   }
 
   void attend(int64_t head, int64_t first, int64_t last, Room& room) const {
@@ -99,10 +111,12 @@ struct AttentionForward {
   // Few queries of a head of keys, as where a text is written token by token: packing would be most of the work.
   void run_few() const {
     const int64_t values = shape.keys * (shape.features + shape.value_features);
-    in_parallel(shape.key_heads(), std::max<int64_t>(values_per_thread / values, 1), [&](int64_t from, int64_t to) {
-      FewRoom<A> room(shape, stride);
-      for (int64_t head = from; head < to; ++head) attend_few(shape.key_head_at(head), room);
-    });
+    const int64_t each = mean ? together / shape.group : 1;
+    in_parallel(shape.key_heads() / each, std::max<int64_t>(values_per_thread / (values * each), 1),
+                [&](int64_t from, int64_t to) {
+                  FewRoom<A> room(shape, stride);
+                  for (int64_t i = from * each; i < to * each; ++i) attend_few(mean ? i : shape.key_head_at(i), room);
+                });
   }
 
   void attend_few(int64_t key_head, FewRoom<A>& room) const {
@@ -142,7 +156,16 @@ struct AttentionForward {
       over_row<A>(count, [&](int64_t i, auto which) { store(to + i, load(row + i, which) * factor, which); });
       std::fill(to + count, to + shape.keys, T(A(0)));
     }
+    if (mean) add_to_mean(head, query, row, count, factor / static_cast<A>(together));
     return factor;
+  }
+
+  void add_to_mean(int64_t head, int64_t query, const A* row, int64_t count, A factor) const {
+    A* to = mean.at(head, query);
+    if (head % together == 0) std::fill(to, to + shape.keys, A(0));
+    over_row<A>(count, [&](int64_t i, auto which) {
+      store(to + i, load(to + i, which) + load(row + i, which) * factor, which);
+    });
   }
 };
 

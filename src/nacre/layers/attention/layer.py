@@ -48,9 +48,10 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
 
     Numerics:
         Scores and weights of float16 and bfloat16 are computed in float32, each projection is rounded once. The weights
-        are computed again in the backward, never kept. A query whose every key is masked gets NaN where the weights are
-        returned, as in torch.nn, and otherwise attends to nothing. Keys and values that are NaN or infinite may or may
-        not show in the results of queries which they are hidden from, as blocks that nobody sees are skipped.
+        are computed again in the backward, never kept; their mean over the heads is added up as they are computed, so
+        that no matrix of each head is held, and rounded once. A query whose every key is masked gets NaN where the
+        weights are returned, as in torch.nn, and otherwise attends to nothing. Keys and values that are NaN or infinite
+        may or may not show in the results of queries which they are hidden from: blocks that nobody sees are skipped.
 
     Raises:
         AssertionError: num_heads does not divide embed_dim; shapes of query, key, value or masks do not fit together.

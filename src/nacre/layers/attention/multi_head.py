@@ -130,7 +130,9 @@ def multi_head_attention_forward(
     if query is key is value and isinstance(weight, Tensor) and alone:
         packed = project(query, weight, in_proj_bias)
         seen = masks_of_scores(*masks, packed, (batch, num_heads, length, length), 0, need_weights)
-        output, weights = attend_to_itself(packed, num_heads, *seen, dropout_p, is_causal, need_weights)
+        output, weights = attend_to_itself(
+            packed, num_heads, *seen, dropout_p, is_causal, need_weights, average_attn_weights
+        )
     else:
         q, k, v = project_heads(
             query, key, value, num_heads, weight, in_proj_bias, bias_k, bias_v, static_k, static_v, add_zero_attn
@@ -138,7 +140,9 @@ def multi_head_attention_forward(
         check_operands(q, k, v)
         own_keys = (bias_k is not None) + add_zero_attn
         seen = masks_of_scores(*masks, q, (batch, num_heads, length, k.shape[-2]), own_keys, need_weights)
-        output, weights = attend(q, k, v, *seen, dropout_p, is_causal, need_weights=need_weights)
+        output, weights = attend(
+            q, k, v, *seen, dropout_p, is_causal, need_weights=need_weights, average_weights=average_attn_weights
+        )
         output = merge_heads(output)
     output = call("linear", output, out_proj_weight, out_proj_bias)
     output = output if batched else output.squeeze(1)
@@ -147,7 +151,6 @@ def multi_head_attention_forward(
     # in autocast torch's softmax returns float32 on every device but a CPU
     if query.device.type != "cpu" and check.under_autocast(query):
         weights = weights.float()
-    weights = weights.mean(1) if average_attn_weights else weights
     return output, weights if batched else weights.squeeze(0)
 
 

@@ -24,13 +24,13 @@ def _same_batch(query: Tensor, key: Tensor | None, value: Tensor | None, *settin
 
 _op = Op(
     "attention(Tensor query, Tensor? key, Tensor? value, Tensor? mask, Tensor? key_mask, Tensor? seed, float dropout_p,"
-    " bool is_causal, float scale, bool enable_gqa, bool need_weights, int packed_heads)"
+    " bool is_causal, float scale, bool enable_gqa, bool need_weights, bool average_weights, int packed_heads)"
     " -> (Tensor output, Tensor weights, Tensor row_maximum, Tensor row_sum)",
     forward=packed.forward,
     backward=packed.backward,
     saved=(
         *("query", "key", "value", "mask", "key_mask", "seed", "dropout_p", "is_causal", "scale", "enable_gqa"),
-        *("need_weights", "packed_heads", "row_maximum", "row_sum"),
+        *("need_weights", "average_weights", "packed_heads", "row_maximum", "row_sum"),
     ),
     gradients=("query", "key", "value", "mask", "key_mask"),
     outputs=2,
@@ -170,12 +170,14 @@ def attend(
     scale: float | None = None,
     enable_gqa: bool = False,
     need_weights: bool = True,
+    average_weights: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Output and weights of the op on arguments that are known to be good; the weights are empty unless needed."""
     seed = new_seed(query.device) if dropout_p > 0 else None
     if scale is None:
         scale = max(query.shape[-1], 1) ** -0.5  # of no features every score is 0, whatever their scale
-    return _op(query, key, value, mask, key_mask, seed, dropout_p, is_causal, scale, enable_gqa, need_weights, 0)
+    settings = (dropout_p, is_causal, scale, enable_gqa, need_weights, need_weights and average_weights)
+    return _op(query, key, value, mask, key_mask, seed, *settings, 0)
 
 
 def attend_to_itself(
@@ -186,11 +188,13 @@ def attend_to_itself(
     dropout_p: float,
     is_causal: bool,
     need_weights: bool,
+    average_weights: bool,
 ) -> tuple[Tensor, Tensor]:
     """The same of queries, keys and values packed into one tensor (L, N, 3 H E); the output is (L, N, H E)."""
     seed = new_seed(packed.device) if dropout_p > 0 else None
     scale = (packed.shape[-1] // (3 * num_heads)) ** -0.5
-    return _op(packed, None, None, mask, key_mask, seed, dropout_p, is_causal, scale, False, need_weights, num_heads)
+    settings = (dropout_p, is_causal, scale, False, need_weights, need_weights and average_weights)
+    return _op(packed, None, None, mask, key_mask, seed, *settings, num_heads)
 
 
 def _is_causal_bias(mask: Tensor) -> bool:

@@ -180,7 +180,7 @@ def _recurrent(layer: str, given: Given) -> Cost:
 def _attention(given: Given) -> Counted:
     query, key, value = _heads(given)
     scores, rows, features, value_features = attention_sizes(query, key, value)
-    elementwise = rows * features + scores * (5 + _masked(given))
+    elementwise = rows * features + scores * (5 + _masked(given) + given["average_weights"])
     return 2 * scores * (features + value_features), elementwise
 
 
@@ -192,7 +192,7 @@ def _attention_backward(given: Given) -> Counted:
     if given["key"] is None:  # one packed tensor holds all three
         dk = dv = dq
     of_scores = dq or dk or any(masks)
-    weights = given["grad_weights"] is not None
+    weights = 0 if given["grad_weights"] is None else 1 + given["average_weights"]
     products = scores * (features + dv * value_features + of_scores * value_features + (dq + dk) * features)
     elementwise = rows * features + scores * (3 + _masked(given)) + dq * rows * features + dk * math.prod(key)
     elementwise += of_scores * scores * (4 + (given["dropout_p"] > 0) + weights) + sum(masks) * scores
