@@ -33,7 +33,7 @@ using torch::jit::Stack;
 struct Op {
   std::string name;
   c10::OperatorHandle backward;          // through Python, which chooses and which everybody may watch
-  c10::OperatorHandle backward_kernel;   // the kernel at once, or what chooses among several below Python
+  c10::OperatorHandle backward_kernel;   // the kernel at once
   c10::OperatorHandle backward_formula;  // plain operations, which autograd follows
   std::vector<bool> is_tensor;           // each argument of the forward, whether there is one or None
   size_t outputs;
@@ -260,8 +260,7 @@ void record(
     int64_t outputs,
     std::vector<int64_t> saved,
     std::vector<int64_t> gradients,
-    std::vector<int64_t> passes,
-    bool several) {
+    std::vector<int64_t> passes) {
   const auto find = [](const std::string& of, const char* overload) {
     return c10::Dispatcher::singleton().findSchemaOrThrow(("nacre::" + of).c_str(), overload);
   };
@@ -272,7 +271,7 @@ void record(
   auto op = std::make_shared<const Op>(Op{
       name,
       find(name + "_backward", ""),
-      several ? find(name + "_backward_best", "") : find(name + "_backward", "kernel"),
+      find(name + "_backward", "kernel"),
       find(name + "_backward_formula", ""),
       std::move(is_tensor),
       static_cast<size_t>(outputs),
@@ -285,6 +284,6 @@ void record(
 }  // namespace
 
 TORCH_LIBRARY(nacre_autograd, m) {
-  m.def("record(str name, int outputs, int[] saved, int[] gradients, int[] passes, bool several) -> ()", &record);
+  m.def("record(str name, int outputs, int[] saved, int[] gradients, int[] passes) -> ()", &record);
   m.def("python_chooses(bool always) -> ()", [](bool always) { python_chooses = always; });
 }

@@ -74,8 +74,8 @@ class Op:
             layer: ``"lower"`` casts to the autocast dtype, ``"float32"`` casts to float32, absent leaves them.
         autocast_keeps: the arguments which autocast leaves as they are (the states of a recurrence).
         kernels: the fast implementations; the first which serves a call runs.
-        backward_kernels: those of the backward, where they are not the same. The compiled library then has an operator
-            ``name_backward_best`` as well, which makes the same choice for autograd without Python's help.
+        backward_kernels: those of the backward, where they are not the same. Autograd follows the compiled forward with
+            the compiled backward without asking them, which has to serve wherever the forward does.
         explained: wraps whatever runs a forward, formula or kernel, to say more of an error where values can be seen.
         fake: shapes, dtypes and strides of the outputs for fake tensors; by default the formula itself.
         fake_backward: the same for the backward.
@@ -127,9 +127,6 @@ class Op:
         for name, rest in ((self.name, forward_schema), (f"{self.name}_backward", backward_schema)):
             _library.define(name + rest)
             _library.define(f"{name}.kernel{rest}")
-        if self.backward_kernels is not self.kernels:
-            _library.define(f"{self.name}_backward_best{backward_schema}")
-            _library.impl(f"{self.name}_backward_best", torch.library.fallthrough_kernel, "Autograd")
         self._define_backward_formula(kinds, [*grads, *kept], results)
         self._recorded = self._have_kernels_recorded()
         self.operator = getattr(torch.ops.nacre, self.name).default
@@ -265,8 +262,7 @@ class Op:
             _library.impl(f"{self.name}.kernel", torch.library.fallthrough_kernel, "Autograd")
             return False
         passes = [number for pair in self._passes for number in pair]
-        several = self.backward_kernels is not self.kernels
-        torch.ops.nacre_autograd.record(self.name, self.outputs, self._save_from, self._gradient_at, passes, several)
+        torch.ops.nacre_autograd.record(self.name, self.outputs, self._save_from, self._gradient_at, passes)
         return True
 
     def _autograd(self, keyset: Any, *arguments: Any) -> Any:

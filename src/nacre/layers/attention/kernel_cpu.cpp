@@ -46,7 +46,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& query, const Op
   Tensor output = given.is_packed() ? new_tensor(sizes, dtype) : ordered_as(query, sizes);
   Tensor weights = new_tensor(need_weights ? sizes_of_weights(given, shape) : Sizes{0}, dtype);
   Tensor mean = weights;  // in the dtype that sums
-  if (average_weights && accumulator_dtype(dtype) != dtype) mean = new_tensor(sizes_of(weights), accumulator_dtype(dtype));
+  const bool rounds = average_weights && accumulator_dtype(dtype) != dtype;
+  if (rounds) mean = new_tensor(sizes_of(weights), accumulator_dtype(dtype));
   Tensor row_maximum = new_tensor(row_sizes, accumulator_dtype(dtype));
   Tensor row_sum = new_tensor(row_sizes, accumulator_dtype(dtype));
   with_type(dtype, [&](auto type) {
@@ -61,7 +62,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& query, const Op
                         static_cast<A*>(row_sum.mutable_data_ptr())}
         .run();
   });
-  if (average_weights && accumulator_dtype(dtype) != dtype) torch::stable::copy_(weights, mean);
+  if (rounds) torch::stable::copy_(weights, mean);
   return {output, weights, row_maximum, row_sum};
 }
 

@@ -15,7 +15,7 @@ struct Attention {
   std::optional<WeightDropout<A>> dropout;
   bool need_weights;
 
-  // Outside of these keys queries `first` to `last` of a head see none. Weights that are returned are asked of all keys.
+  // Outside of these keys queries `first` to `last` of a head see none. Weights that are returned ask for all keys.
   Span seen(int64_t head, int64_t first, int64_t last) const {
     const Span keys{0, shape.seen(last)};
     return need_weights ? keys : masks.visible(head, first, last, keys);
@@ -47,7 +47,8 @@ struct AttentionForward {
   void run() const {
     if (has_few_queries(shape)) return run_few();
     const int64_t tasks = shape.heads / together * blocks.count;
-    in_parallel(tasks, given.blocks_per_thread(blocks.size / blocks.count * together, 2), [&](int64_t from, int64_t to) {
+    const int64_t per_thread = given.blocks_per_thread(blocks.size / blocks.count * together, 2);
+    in_parallel(tasks, per_thread, [&](int64_t from, int64_t to) {
       Room room(*this);
       for (int64_t task = from, end; task < to; task = end) {
         const int64_t i = task / blocks.count;

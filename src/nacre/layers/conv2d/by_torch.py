@@ -44,27 +44,6 @@ def backward(
     return grad_input, *others
 
 
-def backward_but_for_input(
-    grad: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    needs: list[bool],
-) -> tuple[Tensor | None, ...]:
-    """The gradient of the input by nacre's kernel, the others by torch's."""
-    numbers = (stride, padding, dilation, groups)
-    grad_input = None
-    if needs[0]:
-        kernel = torch.ops.nacre.conv2d_backward.kernel
-        grad_input = kernel(grad, input, weight, *numbers, [True, False, False])[0]
-    if not (needs[1] or needs[2]):
-        return grad_input, None, None
-    return grad_input, *backward(grad, input, weight, *numbers, [False, *needs[1:]])[1:]
-
-
 def _padded(input: Tensor, padding: Sequence[int]) -> tuple[Tensor, list[int], list[int]]:
     """The input padded by what each side has beyond the opposite one; that; and what both have, for torch to pad."""
     left, right, top, bottom = padding

@@ -3,11 +3,14 @@
 #include "nacre/layers/conv2d/kernel_cpu_few_channels_gradient.h"
 #include "nacre/layers/conv2d/kernel_cpu_pointwise.h"
 #include "nacre/layers/conv2d/kernel_cpu_scatter.h"
-#include "nacre/layers/conv2d/kernel_cpu_torchs.h"
 #include "nacre/layers/conv2d/kernel_cpu_winograd_gradient.h"
+
+#include <tuple>
 
 namespace nacre::conv2d {
 namespace {
+
+using ThreeGradients = std::tuple<Tensor, Tensor, Tensor>;
 
 // Calls body with a value of the C++ type of float32 or float64.
 template <class Body>
@@ -20,6 +23,12 @@ void with_exact_type(ScalarType dtype, Body body) {
 constexpr int64_t few_channels = 8;
 
 bool has_few_channels(const Shape& shape) { return shape.channels <= few_channels; }
+
+// One input channel, which is a group of its own and few channels too: then these gradients are the faster ones.
+bool sums_across_kernels(const Shape& shape, int64_t groups, ScalarType dtype) {
+  if (groups > 1 || shape.taps() == 1) return false;
+  return dtype == ScalarType::Float ? kernels_fill_lanes<float>(shape) : kernels_fill_lanes<double>(shape);
+}
 
 void check_served(const Shape& shape, int64_t groups) {
   STD_TORCH_CHECK(is_depthwise(shape, groups) || is_pointwise(shape, groups) ||
@@ -78,9 +87,11 @@ ThreeGradients every_gradient(const Shape& shape, const Tensor& g, const Tensor&
   const ScalarType dtype = x.scalar_type();
   const Tensor w = contiguous_as(weight, dtype);
   const Sizes weight_sizes = sizes_of(weight);
+  Shape planes = shape;
+  planes.channels_last = false;
   Tensor grad_input, grad_weight, grad_bias;
   if (needs[0]) grad_input = result_like(shape.input(), lies, shape, dtype);
-  if (needs[1]) grad_weight = result_like(weight_sizes, lies, shape, dtype);
+  if (needs[1]) grad_weight = result_like(weight_sizes, planes, shape, dtype);
   if (needs[2]) grad_bias = new_tensor({shape.kernels}, dtype);
   with_exact_type(dtype, [&](auto type) {
     using A = decltype(type);
@@ -103,21 +114,21 @@ ThreeGradients backward(const Tensor& grad, const Tensor& input, const Tensor& w
   STD_TORCH_CHECK(needs.size() == 3, "conv2d: three gradients are asked for or not");
   STD_TORCH_CHECK(grad.is_cpu() && grad.scalar_type() == dtype && sizes_of(grad) == shape.output(),
                   "conv2d: the gradient has the shape and dtype of the output");
-  if (is_depthwise(shape, groups)) {
+  const bool parameters = needs[1] || needs[2];
+  if (is_depthwise(shape, groups) && !(parameters && sums_across_kernels(shape, groups, dtype))) {
     Shape planes = shape;
     planes.channels_last = false;
     const Tensor g = contiguous_as(grad, dtype), x = contiguous_as(input, dtype);
-    return every_gradient(shape, g, x, weight, needs, planes, [&](const auto& at) { backward_planes(shape, at); });
+    return every_gradient(shape, g, x, weight, needs, planes, [&](const auto& at) { backward_planes(planes, at); });
   }
   if (is_pointwise(shape, groups)) {
     const Tensor g = laid_out(grad, shape.strides(shape.output())), x = laid_out(input, shape.strides(shape.input()));
     return every_gradient(shape, g, x, weight, needs, shape, [&](const auto& at) { backward_pointwise(shape, at); });
   }
-  const bool parameters = needs[1] || needs[2];
-  Shape lies = shape;  // the others read planes
-  lies.channels_last = shape.channels_last && !parameters && has_few_channels(shape);
+  Shape lies = shape;
+  lies.channels_last = shape.channels_last && has_few_channels(shape);
   const Tensor g = laid_out(grad, lies.strides(shape.output()));
-  const Tensor x = parameters ? contiguous_as(input, dtype) : input;
+  const Tensor x = parameters ? laid_out(input, lies.strides(shape.input())) : input;
   return every_gradient(shape, g, x, weight, needs, lies, [&](const auto& at) {
     if (!has_few_channels(shape)) return backward_winograd(lies, at);
     if (needs[0]) input_gradient_of_few_channels(lies, at.g, at.w, at.grad_x);
@@ -125,48 +136,10 @@ ThreeGradients backward(const Tensor& grad, const Tensor& input, const Tensor& w
   });
 }
 
-// Whether the gradients of the weights are summed faster here than by torch's operator, which is ahead with few input
-// channels but for those below. Every bound is where the two were measured equal.
-bool sums_weights(const Tensor& input, const Tensor& weight, const Numbers& stride, const Numbers& padding,
-                  const Numbers& dilation, int64_t groups) {
-  const Shape shape = shape_of(input, weight, stride, padding, dilation, groups);
-  if (groups > 1 || !has_few_channels(shape) || is_pointwise(shape, groups)) return true;
-  if (shape.channels == 1) return shape.kernels <= 16;
-  const int64_t step = std::max(shape.rows.stride, shape.columns.stride), width = shape.columns.size;
-  if (shape.channels_last || step > 2) return false;
-  if (shape.channels < 4) return width >= 112 * step;
-  return width >= (shape.taps() > 9 ? 32 : 16);
-}
-
-// The gradients by whichever is the fastest: all of them here, or those of the parameters by torch's operator, which
-// pads both sides alike.
-ThreeGradients backward_best(const Tensor& grad, const Tensor& input, const Tensor& weight, const Numbers& stride,
-                             const Numbers& padding, const Numbers& dilation, int64_t groups,
-                             const std::vector<bool>& needs) {
-  STD_TORCH_CHECK(needs.size() == 3, "conv2d: three gradients are asked for or not");
-  const bool parameters = needs[1] || needs[2], own = sums_weights(input, weight, stride, padding, dilation, groups);
-  if (!parameters || own || padding[0] != padding[1] || padding[2] != padding[3])
-    return backward(grad, input, weight, stride, padding, dilation, groups, needs);
-  ThreeGradients gradients = torchs_backward(grad, input, weight, stride, padding, dilation, groups, needs);
-  if (needs[0])
-    std::get<0>(gradients) = std::get<0>(
-        backward(grad, input, weight, stride, padding, dilation, groups, {true, false, false}));
-  return gradients;
-}
-
 }  // namespace
 }  // namespace nacre::conv2d
-
-// The question for Python, which makes the same choice where it is watched (served.py).
-STABLE_TORCH_LIBRARY_FRAGMENT(nacre, m) {
-  m.def(
-      "conv2d_sums_weights(Tensor input, Tensor weight, int[] stride, int[] padding, int[] dilation, int groups)"
-      " -> bool");
-}
 
 STABLE_TORCH_LIBRARY_IMPL(nacre, CPU, m) {
   m.impl("conv2d.kernel", TORCH_BOX(&nacre::conv2d::forward));
   m.impl("conv2d_backward.kernel", TORCH_BOX(&nacre::conv2d::backward));
-  m.impl("conv2d_backward_best", TORCH_BOX(&nacre::conv2d::backward_best));
-  m.impl("conv2d_sums_weights", TORCH_BOX(&nacre::conv2d::sums_weights));
 }

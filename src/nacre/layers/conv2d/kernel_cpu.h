@@ -23,6 +23,9 @@ struct Axis {
   int64_t phase(int64_t tap) const { return tap * dilation % stride; }
   int64_t shift(int64_t tap) const { return tap * dilation / stride; }
   int64_t most_shift() const { return shift(taps - 1); }
+
+  // The values of the input, padding counted, from the first tap of an output to the last tap of the `count`-th.
+  int64_t under(int64_t count) const { return (count - 1) * stride + (taps - 1) * dilation + 1; }
 };
 
 struct Shape {
@@ -98,16 +101,17 @@ A direct_weight_gradient(const Shape& shape, const A* g, const A* x, int64_t wei
   const Axis &rows = shape.rows, &columns = shape.columns;
   const int64_t e = weight / (shape.channels * shape.taps()), c = weight / shape.taps() % shape.channels;
   const int64_t i = weight % shape.taps() / columns.taps, j = weight % columns.taps;
+  const Sizes g_strides = shape.strides(shape.output()), x_strides = shape.strides(shape.input());
   A sum = 0;
   for (int64_t n = 0; n < shape.samples; ++n)
     for (int64_t p = 0; p < rows.outputs && sum == sum; ++p) {
       const int64_t row = p * rows.stride + i * rows.dilation - rows.before;
       if (row < 0 || row >= rows.size) continue;
-      const A* grad = g + ((n * shape.kernels + e) * rows.outputs + p) * columns.outputs;
-      const A* from = x + ((n * shape.channels + c) * rows.size + row) * columns.size;
+      const A* grad = g + n * g_strides[0] + e * g_strides[1] + p * g_strides[2];
+      const A* from = x + n * x_strides[0] + c * x_strides[1] + row * x_strides[2];
       for (int64_t q = 0; q < columns.outputs; ++q) {
         const int64_t column = q * columns.stride + j * columns.dilation - columns.before;
-        if (column >= 0 && column < columns.size) sum += grad[q] * from[column];
+        if (column >= 0 && column < columns.size) sum += grad[q * g_strides[3]] * from[column * x_strides[3]];
       }
     }
   return sum;

@@ -19,8 +19,7 @@ template <class A>
 class Bands {
  public:
   explicit Bands(const Shape& shape)
-      : shape_(shape), form_{(most_rows - 1) * shape.rows.stride + (shape.rows.taps - 1) * shape.rows.dilation + 1,
-                             shape.columns.stride,
+      : shape_(shape), form_{shape.rows.under(most_rows), shape.columns.stride,
                              whole_vectors(shape.columns.outputs, lanes<A>) + shape.columns.most_shift() + 1, 0,
                              shape.columns.before},
         each_((shape.rows.outputs + most_rows - 1) / most_rows) {
@@ -45,7 +44,7 @@ class Bands {
   void copy(int64_t band, const A* x, A* padded) const {
     const Axis& rows = shape_.rows;
     const int64_t top = begin(band) * rows.stride - rows.before;
-    const int64_t count = (end(band) - 1 - begin(band)) * rows.stride + (rows.taps - 1) * rows.dilation + 1;
+    const int64_t count = rows.under(end(band) - begin(band));
     const int64_t from = std::clamp<int64_t>(-top, 0, count), until = std::clamp<int64_t>(rows.size - top, from, count);
     x += sample(band) * shape_.channels * shape_.input_plane();
     for (int64_t c = 0; c < shape_.channels; ++c, x += shape_.input_plane(), padded += form_.values()) {

@@ -1,4 +1,4 @@
-// A part of a plane of a depthwise convolution: the gradients of its values and of the weights of its taps, in registers.
+// A part of a plane of a depthwise convolution: gradients of its values and of the weights of its taps, in registers.
 #pragma once
 
 #include "nacre/layers/conv2d/kernel_cpu_planes.h"

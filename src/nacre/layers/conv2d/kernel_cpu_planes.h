@@ -174,8 +174,7 @@ struct PaddedInput {
   Numbers places;
 
   explicit PaddedInput(const Shape& shape)
-      : form{(shape.rows.outputs - 1) * shape.rows.stride + (shape.rows.taps - 1) * shape.rows.dilation + 1,
-             shape.columns.stride,
+      : form{shape.rows.under(shape.rows.outputs), shape.columns.stride,
              whole_vectors(shape.columns.outputs, lanes<A>) + shape.columns.most_shift() + 1,
              shape.rows.before, shape.columns.before} {
     for (int64_t i = 0; i < shape.rows.taps; ++i)

@@ -4,7 +4,6 @@ The predicates see the op's arguments: input, weight, bias, stride, padding, dil
 bias is None.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -25,9 +24,6 @@ _WIDE = 32  # channels
 _WIDEST = 1 << 17  # kernels, of one output and one input channel
 _TILES = 768
 _MULTIPLIER = 64  # kernels a channel, whose gradients are held at once
-_LONG_ROW = 112
-_KERNELS = 16  # of one channel
-_MANY_OUTPUTS = 1 << 21
 _LARGE = 1 << 16
 _SMALLEST = 1024
 _SMALL = 8192
@@ -81,10 +77,6 @@ def _many_channels(input: Tensor, weight: Tensor, *_: Any) -> bool:
     return weight.shape[1] > _FEW
 
 
-def _sums_weights(input: Tensor, weight: Tensor, bias: Tensor | None, *numbers: Any) -> bool:
-    return at_any_size() or torch.ops.nacre.conv2d_sums_weights(input, weight, *numbers)
-
-
 def _wide_planes(input: Tensor, weight: Tensor, *_: Any) -> bool:
     return _in_planes(input, weight) and (input.shape[-1] >= _COLUMNS or at_any_size())
 
@@ -107,11 +99,6 @@ _FEW_IN_PLANES = {
     **_FEW_CHANNELS,
     f"images whose channels lie one after another, of at least {_COLUMNS} columns": _wide_planes,
     "a stride of at most 2": lambda *arguments: max(arguments[3]) <= 2,
-}
-
-
-_FAST_SUMS = {
-    "several groups, or one channel and at most 16 kernels, or 4 channels, or rows of 112 values": _sums_weights,
 }
 
 
@@ -168,12 +155,12 @@ def best_left_to_torch(input: Tensor, weight: Tensor, stride: Any, dilation: Any
 
 
 def _gains_of_one_channel(input: Tensor, weight: Tensor, stride: Any, groups: int) -> bool:
-    if weight.shape[2] * weight.shape[3] <= _TAPS:
-        plane = input.shape[-2] * input.shape[-1] > _PLANE and _in_planes(input, weight)
-        if not (plane and (_at_most(1, stride) or input.shape[-1] > _COLUMNS)):
-            return False
-    later = groups > 1 or weight.shape[0] <= _KERNELS or input.requires_grad
-    return later or _gains_as_first(input, weight, stride)
+    if groups == 1 and not (_at_most(2, stride) or input.requires_grad):
+        return False
+    if weight.shape[2] * weight.shape[3] > _TAPS:
+        return True
+    plane = input.shape[-2] * input.shape[-1] > _PLANE and _in_planes(input, weight)
+    return plane and (_at_most(1, stride) or input.shape[-1] > _COLUMNS)
 
 
 def _gains_of_several(input: Tensor, weight: Tensor, stride: Any, dilation: Any) -> bool:
@@ -183,17 +170,11 @@ def _gains_of_several(input: Tensor, weight: Tensor, stride: Any, dilation: Any)
     if channels > _FEW:
         wide = size == (3, 3) and _wide_kernels(input, weight) and input.dim() == 4 and _many_tiles(input)
         return wide and in_planes and _at_most(1, stride, dilation)
-    if _at_most(2, stride) and _wide_planes(input, weight):
-        return channels >= _SEVERAL or input.requires_grad or _gains_as_first(input, weight, stride)
-    return channels < _SEVERAL and input.requires_grad and input.numel() >= _LARGE
-
-
-def _gains_as_first(input: Tensor, weight: Tensor, stride: Any) -> bool:
-    """Where nobody asks for the gradient of the images, and torch sums those of the weight, what is left to gain is the
-    forward of long rows, and results so large that torch's would lie in fresh memory."""
-    across = max(*stride, 1) if isinstance(stride, (tuple, list)) else max(stride, 1)
-    outputs = input.numel() // weight.shape[1] * weight.shape[0] // across**2
-    return input.shape[-1] >= _LONG_ROW * across or outputs >= _MANY_OUTPUTS
+    columns = input.shape[-1]
+    if in_planes and columns >= _COLUMNS and _at_most(2, stride):
+        # of short rows and strides torch's weight gradients are as fast, its input gradients slower
+        return input.requires_grad or columns >= 2 * _COLUMNS or _at_most(1, stride)
+    return input.requires_grad and input.numel() >= _LARGE and (columns >= _COLUMNS or channels < _SEVERAL)
 
 
 KERNELS = (
@@ -218,15 +199,11 @@ BACKWARD_KERNELS = (
             **_DEPTHWISE,
             f"images whose channels lie one after another, or more than {_TAPS} taps": _in_planes_or_large_kernel,
             f"images of more than {_PLANE} values, or more than {_TAPS} taps": _large_plane_or_kernel,
-            **_FAST_SUMS,
         },
         _EXACT,
     ),
     cpp_kernel(_POINTWISE, _EXACT),
-    cpp_kernel({**_FEW_IN_PLANES, **_FAST_SUMS}, _EXACT),
+    cpp_kernel(_FEW_CHANNELS, _EXACT),
     cpp_kernel({**_WINOGRAD, f"more than {_FEW} input channels": _many_channels}, _EXACT),
-    dataclasses.replace(
-        cpp_kernel(_FEW_CHANNELS, _EXACT), language="C++ (input) and torch", function=by_torch.backward_but_for_input
-    ),
     _torchs(by_torch.backward),
 )
