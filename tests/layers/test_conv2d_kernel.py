@@ -1,5 +1,6 @@
 """The kernels of Conv2d: which of them runs, how exact they are, memory of any layout, threads, what they refuse."""
 
+import itertools
 import random
 
 import pytest
@@ -203,6 +204,44 @@ def test_values_that_are_not_finite_stay_where_they_are(value, groups, kernels, 
     found, expected = own_results(tensors, numbers, grad), torchs_results(tensors, numbers, grad)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+def tap_by_tap(input, weight, bias, stride, groups):
+    """A convolution of 3 x 3 taps and one row of padding, in which no tap meets the padding."""
+    samples, _, height, width = input.shape
+    split = input.unflatten(1, (groups, -1))
+    output = bias[:, None, None].expand(samples, -1, (height - 1) // stride + 1, (width - 1) // stride + 1)
+    for taps in itertools.product(range(3), repeat=2):
+        under, margins = [], []  # of rows, of columns
+        for tap, size, outputs in zip(taps, input.shape[2:], output.shape[2:], strict=True):
+            read = [place * stride + tap - 1 for place in range(outputs)]
+            inside = [place for place in read if 0 <= place < size]
+            under.append(slice(inside[0], inside[-1] + 1, stride))
+            margins.append((read.index(inside[0]), outputs - 1 - read.index(inside[-1])))
+        kernels = weight[:, :, *taps].unflatten(0, (groups, -1))
+        sums = torch.einsum("ngchw,gec->ngehw", split[..., *under], kernels).flatten(1, 2)
+        output = output + pad(sums, margins[1] + margins[0])
+    return output
+
+
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("channels", "groups", "format"), [(1, 1, PLANES), (3, 1, PLANES), (3, 1, LAST), (3, 3, PLANES)]
+)
+def test_weights_that_are_not_finite_do_not_meet_margins(channels, groups, format, stride, value):
+    tensors = [torch.randn(2, channels, 9, 17), torch.randn(6, channels // groups, 3, 3), torch.randn(6)]
+    tensors[0] = tensors[0].contiguous(memory_format=format)
+    numbers = ([stride, stride], [1, 1, 1, 1], [1, 1], groups)
+    grad = torch.randn_like(torchs_conv2d(*tensors, stride, 1, 1, groups))
+    for places in ([], [(0, 0, 0, 0)], [(0, 0, 0, 0), (5, -1, 2, 1)]):
+        for place in places:
+            tensors[1][place] = value
+        found = own_results(tensors, numbers, grad)
+        expected = results(lambda *leaves: tap_by_tap(*leaves, stride, groups), tensors, grad)
+        for one, other in zip(found, expected, strict=True):
+            # float32, sums of hundreds of products in another order
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
 @pytest.mark.usual_algorithms

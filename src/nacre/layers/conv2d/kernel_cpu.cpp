@@ -1,8 +1,8 @@
 // conv2d on the CPU: what nacre computes itself. Torch's own kernels serve the rest (by_torch.py).
 #include "nacre/layers/conv2d/kernel_cpu_depthwise.h"
 #include "nacre/layers/conv2d/kernel_cpu_few_channels_gradient.h"
+#include "nacre/layers/conv2d/kernel_cpu_few_channels_input.h"
 #include "nacre/layers/conv2d/kernel_cpu_pointwise.h"
-#include "nacre/layers/conv2d/kernel_cpu_scatter.h"
 #include "nacre/layers/conv2d/kernel_cpu_winograd_gradient.h"
 
 #include <tuple>
@@ -76,6 +76,10 @@ Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Te
                      : is_depthwise(shape, groups)            ? forward_planes<A>
                                                               : forward_winograd<A>;
     run(shape, read_only<A>(x), read_only<A>(w), values<A>(b), writable<A>(y));
+    if (!all_finite(read_only<A>(w), w.numel()))
+      mend(lies, shape.output(), writable<A>(y), [&](const int64_t(&at)[4]) {
+        return direct_output(lies, groups, read_only<A>(x), read_only<A>(w), values<A>(b), at);
+      });
   });
   return laid_out(y, shape.strides(shape.output()));
 }
@@ -95,8 +99,13 @@ ThreeGradients every_gradient(const Shape& shape, const Tensor& g, const Tensor&
   if (needs[2]) grad_bias = new_tensor({shape.kernels}, dtype);
   with_exact_type(dtype, [&](auto type) {
     using A = decltype(type);
-    run(Gradients<A>{read_only<A>(g), read_only<A>(x), read_only<A>(w), writable<A>(grad_input, needs[0]),
-                     writable<A>(grad_weight, needs[1]), writable<A>(grad_bias, needs[2])});
+    const Gradients<A> at{read_only<A>(g), read_only<A>(x), read_only<A>(w), writable<A>(grad_input, needs[0]),
+                          writable<A>(grad_weight, needs[1]), writable<A>(grad_bias, needs[2])};
+    run(at);
+    if (needs[0] && !all_finite(at.w, w.numel()))
+      mend(lies, lies.input(), at.grad_x, [&](const int64_t(&place)[4]) {
+        return direct_input_gradient(lies, lies.channels / weight.size(1), at.g, at.w, place);
+      });
   });
   if (needs[0]) grad_input = laid_out(grad_input, shape.strides(shape.input()));
   if (needs[1]) grad_weight = laid_out(grad_weight, shape.strides(weight_sizes));

@@ -26,6 +26,13 @@ struct Axis {
 
   // The values of the input, padding counted, from the first tap of an output to the last tap of the `count`-th.
   int64_t under(int64_t count) const { return (count - 1) * stride + (taps - 1) * dilation + 1; }
+
+  // Where tap i of output p reads, or no place of the input.
+  int64_t read_at(int64_t p, int64_t i) const { return p * stride + i * dilation - before; }
+  bool has(int64_t place) const { return place >= 0 && place < size; }
+
+  // Of the gradient of the input for a stride of 1: a convolution of the outputs' gradients with kernels turned round.
+  Axis turned() const { return {outputs, taps, 1, dilation, dilation * (taps - 1) - before, size}; }
 };
 
 struct Shape {
@@ -93,28 +100,5 @@ struct Gradients {
   const A *g, *x, *w;
   A *grad_x, *grad_w, *grad_b;
 };
-
-// The gradient of weight number `weight` of (E, C, I, J), product after product: for where a faster way met a value
-// that is not finite, which would reach sums it is no part of. g: (N, E, P, Q), x: (N, C, H, W)
-template <class A>
-A direct_weight_gradient(const Shape& shape, const A* g, const A* x, int64_t weight) {
-  const Axis &rows = shape.rows, &columns = shape.columns;
-  const int64_t e = weight / (shape.channels * shape.taps()), c = weight / shape.taps() % shape.channels;
-  const int64_t i = weight % shape.taps() / columns.taps, j = weight % columns.taps;
-  const Sizes g_strides = shape.strides(shape.output()), x_strides = shape.strides(shape.input());
-  A sum = 0;
-  for (int64_t n = 0; n < shape.samples; ++n)
-    for (int64_t p = 0; p < rows.outputs && sum == sum; ++p) {
-      const int64_t row = p * rows.stride + i * rows.dilation - rows.before;
-      if (row < 0 || row >= rows.size) continue;
-      const A* grad = g + n * g_strides[0] + e * g_strides[1] + p * g_strides[2];
-      const A* from = x + n * x_strides[0] + c * x_strides[1] + row * x_strides[2];
-      for (int64_t q = 0; q < columns.outputs; ++q) {
-        const int64_t column = q * columns.stride + j * columns.dilation - columns.before;
-        if (column >= 0 && column < columns.size) sum += grad[q * g_strides[3]] * from[column * x_strides[3]];
-      }
-    }
-  return sum;
-}
 
 }  // namespace nacre::conv2d

@@ -6,6 +6,7 @@
 
 #include "nacre/layers/conv2d/kernel_cpu_across_kernels.h"
 #include "nacre/layers/conv2d/kernel_cpu_across_outputs.h"
+#include "nacre/layers/conv2d/kernel_cpu_direct.h"
 
 namespace nacre::conv2d {
 

@@ -157,7 +157,7 @@ class Scatter {
 // g: (N, E, P, Q), w: (E, C, I, J), grad_x: (N, C, H, W), the first and the last in channels-last memory where the
 // shape says so
 template <class A>
-void input_gradient_of_few_channels(const Shape& shape, const A* g, const A* w, A* grad_x) {
+void scatter_gradients(const Shape& shape, const A* g, const A* w, A* grad_x) {
   const Scratch<A> weights(shape.kernels * shape.channels * shape.taps());
   Scatter<A>::reorder(shape, w, weights.get());
   const Scatter<A> scatter(shape, g, weights.get());

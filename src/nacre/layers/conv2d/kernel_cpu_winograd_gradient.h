@@ -8,6 +8,7 @@
 // shares, whose sums are added in turn: the shape alone decides them.
 #pragma once
 
+#include "nacre/layers/conv2d/kernel_cpu_direct.h"
 #include "nacre/layers/conv2d/kernel_cpu_winograd.h"
 
 namespace nacre::conv2d {
