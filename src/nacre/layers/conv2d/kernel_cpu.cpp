@@ -20,9 +20,13 @@ void with_exact_type(ScalarType dtype, Body body) {
   dtype == ScalarType::Float ? body(float()) : body(double());
 }
 
-constexpr int64_t few_channels = 8;
+constexpr int64_t few_channels = 31, few_kernels = 24;  // served.py: _FEW, _FEW_KERNELS
 
-bool has_few_channels(const Shape& shape) { return shape.channels <= few_channels; }
+// Few of the input, or of the output where it is no smaller.
+bool has_few_channels(const Shape& shape) {
+  const bool strided = shape.rows.stride > 1 || shape.columns.stride > 1;
+  return shape.channels <= few_channels || (shape.kernels <= few_kernels && !strided);
+}
 
 // One input channel, which is a group of its own and few channels too: then these gradients are the faster ones.
 bool sums_across_kernels(const Shape& shape, int64_t groups, ScalarType dtype) {

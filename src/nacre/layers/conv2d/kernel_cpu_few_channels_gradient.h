@@ -12,6 +12,7 @@ namespace nacre::conv2d {
 
 constexpr int64_t most_shares = 32;
 constexpr int64_t multiply_adds_per_share = 1 << 22;
+constexpr int64_t values_of_shares = 1 << 21;
 
 // Whether the kernels fill the lanes of vectors at least three quarters as well as the outputs of a row do, where both
 // ways were measured equal.
@@ -28,7 +29,8 @@ void sum_parameter_gradients(const Shape& shape, const Gradients<A>& at) {
   const int64_t bands = gradient.bands(), sums = gradient.sums(), taps = shape.channels * shape.taps();
   const int64_t work = shape.samples * shape.output_plane() * shape.kernels * taps;
   int64_t count = 1;  // a power of two, so that as many threads have equal shares
-  while (2 * count <= std::min({most_shares, bands, work / multiply_adds_per_share})) count *= 2;
+  const int64_t most = std::clamp<int64_t>(values_of_shares / sums, 4, most_shares);
+  while (2 * count <= std::min({most, bands, work / multiply_adds_per_share})) count *= 2;
   const Scratch<A> totals((count + 1) * sums);
   in_parallel(count, 1, [&](int64_t begin, int64_t end) {
     typename Gradient::Room room(gradient);

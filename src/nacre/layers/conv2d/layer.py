@@ -100,9 +100,9 @@ class Conv2d(torch.nn.Conv2d):
         float16 and bfloat16 are multiplied and summed in float32 and rounded once. Under autocast it runs in the lower
         precision. On the CPU, kernels of 3 x 3 with stride 1 and many channels are multiplied by Winograd's algorithm,
         whose rounding errors are like those of torch's direct sums, and smaller for the weight's gradient. nacre's
-        kernels (that one, one channel in each of several groups, kernels of one value, few input channels) give the
-        same bits for any number of threads; torch's, which serve the rest, sum the gradient of the weight in an order
-        that depends on that number.
+        kernels (that one, one channel in each of several groups, kernels of one value, few channels of input or of
+        output) give the same bits for any number of threads; torch's, which serve the rest, sum the gradient of the
+        weight in an order that depends on that number.
 
     Raises:
         ValueError: the constructor's arguments do not fit together.

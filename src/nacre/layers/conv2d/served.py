@@ -17,8 +17,8 @@ _EXACT = (torch.float32, torch.float64)
 _PLANE = 64  # values of an image of 8 x 8, whose rows fill half a vector
 _TAPS = 9
 _PIXELS = 196  # an image of 14 x 14
-_SEVERAL = 4  # input channels
-_FEW = 8
+_FEWEST, _VERY_FEW, _FEW = 3, 8, 31  # input channels: in short rows as well, in any layout, in planes
+_FEW_KERNELS = 24
 _COLUMNS = 16  # a vector
 _WIDE = 32  # channels
 _WIDEST = 1 << 17  # kernels, of one output and one input channel
@@ -73,10 +73,6 @@ def _in_planes_or_large_kernel(input: Tensor, weight: Tensor, *_: Any) -> bool:
     return weight.shape[2] * weight.shape[3] > _TAPS or _in_planes(input, weight)
 
 
-def _many_channels(input: Tensor, weight: Tensor, *_: Any) -> bool:
-    return weight.shape[1] > _FEW
-
-
 def _wide_planes(input: Tensor, weight: Tensor, *_: Any) -> bool:
     return _in_planes(input, weight) and (input.shape[-1] >= _COLUMNS or at_any_size())
 
@@ -92,7 +88,9 @@ _DEPTHWISE = {
 _FEW_CHANNELS = {
     "images": _has_images,
     "one group": lambda *arguments: arguments[-1] == 1,
-    f"at most {_FEW} input channels": lambda input, weight, *_: weight.shape[1] <= _FEW,
+    f"at most {_FEW} input channels, or {_FEW_KERNELS} kernels of stride 1": lambda input, weight, bias, stride, *_: (
+        _few(weight, stride)
+    ),
 }
 
 _FEW_IN_PLANES = {
@@ -135,6 +133,10 @@ def _at_most(most: int, *numbers: Any) -> bool:
     return all(part <= most for one in numbers for part in (one if isinstance(one, (tuple, list)) else (one,)))
 
 
+def _few(weight: Tensor, stride: Any) -> bool:
+    return weight.shape[1] <= _FEW or (weight.shape[0] <= _FEW_KERNELS and _at_most(1, stride))
+
+
 def best_left_to_torch(input: Tensor, weight: Tensor, stride: Any, dilation: Any, groups: int) -> str:
     """Why torch's own operator is the fastest, its autograd included; empty where a kernel of nacre may take part."""
     tensors = isinstance(input, Tensor) and isinstance(weight, Tensor)
@@ -167,14 +169,15 @@ def _gains_of_several(input: Tensor, weight: Tensor, stride: Any, dilation: Any)
     in_planes, channels, size = _in_planes(input, weight), weight.shape[1], tuple(weight.shape[2:])
     if size == (1, 1) and _at_most(1, stride) and (input.shape[-2] * input.shape[-1] >= _PIXELS or not in_planes):
         return True
-    if channels > _FEW:
+    if not _few(weight, stride):
         wide = size == (3, 3) and _wide_kernels(input, weight) and input.dim() == 4 and _many_tiles(input)
         return wide and in_planes and _at_most(1, stride, dilation)
     columns = input.shape[-1]
     if in_planes and columns >= _COLUMNS and _at_most(2, stride):
         # of short rows and strides torch's weight gradients are as fast, its input gradients slower
         return input.requires_grad or columns >= 2 * _COLUMNS or _at_most(1, stride)
-    return input.requires_grad and input.numel() >= _LARGE and (columns >= _COLUMNS or channels < _SEVERAL)
+    large = input.requires_grad and input.numel() >= _LARGE
+    return large and channels <= (_VERY_FEW if columns >= _COLUMNS else _FEWEST)
 
 
 KERNELS = (
@@ -204,6 +207,6 @@ BACKWARD_KERNELS = (
     ),
     cpp_kernel(_POINTWISE, _EXACT),
     cpp_kernel(_FEW_CHANNELS, _EXACT),
-    cpp_kernel({**_WINOGRAD, f"more than {_FEW} input channels": _many_channels}, _EXACT),
+    cpp_kernel(_WINOGRAD, _EXACT),
     _torchs(by_torch.backward),
 )
