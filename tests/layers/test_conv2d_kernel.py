@@ -367,7 +367,11 @@ def test_calls_which_are_torchs_as_a_whole(name):
     ("layer", "shape", "first", "later"),
     [
         (nacre.Conv2d(3, 9, 3), (19, 3, 31, 16), "C++ kernel", "C++ kernel"),
-        (nacre.Conv2d(3, 9, 3, stride=2), (9, 3, 32, 31), "torch", "C++ kernel"),
+        (nacre.Conv2d(3, 9, 3, stride=2), (9, 3, 99, 31), "torch", "C++ kernel"),
+        (nacre.Conv2d(3, 9, 3, stride=2), (9, 3, 32, 31), "C++ kernel", "C++ kernel"),
+        (nacre.Conv2d(3, 9, 3), (2, 3, 32, 31), "C++ kernel", "C++ kernel"),
+        (nacre.Conv2d(3, 9, 3), (1, 3, 32, 31), "torch", "torch"),
+        (nacre.Conv2d(3, 9, 5), (1, 3, 32, 31), "C++ kernel", "C++ kernel"),
         (nacre.Conv2d(3, 9, 3, stride=2), (9, 3, 31, 32), "C++ kernel", "C++ kernel"),
         (nacre.Conv2d(8, 9, 3, stride=3), (9, 8, 32, 31), "torch", "torch kernel"),
         (nacre.Conv2d(8, 9, 3, stride=3), (9, 8, 27, 31), "torch", "torch"),

@@ -149,10 +149,12 @@ def best_left_to_torch(input: Tensor, weight: Tensor, stride: Any, dilation: Any
         return "half precision is torch's own"
     if channels == 1:
         return "" if _gains_of_one_channel(input, weight, stride, groups) else _OF_ONE_CHANNEL
-    if values < _SMALL:
-        return _UNDER_SMALL
-    if values < _SMALL_PRODUCT and not 1 < taps <= _TAPS:
-        return _UNDER_SMALL_PRODUCT
+    one_image = input.dim() == 3 or input.shape[0] == 1
+    if taps == 1 or not _few(weight, stride) or (one_image and taps <= _TAPS):
+        if values < _SMALL:
+            return _UNDER_SMALL
+        if values < _SMALL_PRODUCT and not 1 < taps <= _TAPS:
+            return _UNDER_SMALL_PRODUCT
     return "" if groups == 1 and _gains_of_several(input, weight, stride, dilation) else _OF_SEVERAL
 
 
@@ -172,12 +174,11 @@ def _gains_of_several(input: Tensor, weight: Tensor, stride: Any, dilation: Any)
     if not _few(weight, stride):
         wide = size == (3, 3) and _wide_kernels(input, weight) and input.dim() == 4 and _many_tiles(input)
         return wide and in_planes and _at_most(1, stride, dilation)
-    columns = input.shape[-1]
+    columns, large = input.shape[-1], input.numel() >= _LARGE
     if in_planes and columns >= _COLUMNS and _at_most(2, stride):
-        # of short rows and strides torch's weight gradients are as fast, its input gradients slower
-        return input.requires_grad or columns >= 2 * _COLUMNS or _at_most(1, stride)
-    large = input.requires_grad and input.numel() >= _LARGE
-    return large and channels <= (_VERY_FEW if columns >= _COLUMNS else _FEWEST)
+        # of short rows of outputs torch's weight gradients are as fast, its input gradients slower
+        return input.requires_grad or columns >= 2 * _COLUMNS or _at_most(1, stride) or not large
+    return input.requires_grad and large and channels <= (_VERY_FEW if columns >= _COLUMNS else _FEWEST)
 
 
 KERNELS = (
