@@ -42,6 +42,7 @@ CASES = (
     Case("stem of a ResNet", _channels(3, 64, 7, stride=2, padding=3), (Normal((8, 3, 224, 224)),), bench=True),
     Case("first of a small network", _channels(3, 32, 5, stride=2), (Normal((16, 3, 96, 96)),), bench=True),
     Case("of a ResNet", _channels(64, 64, 3, padding=1, bias=False), (Normal((16, 64, 56, 56)),), bench=True),
+    Case("of a small ResNet", _channels(16, 16, 3, padding=1, bias=False), (Normal((128, 16, 32, 32)),), bench=True),
     Case("wide", _channels(256, 256, 3, padding=1, bias=False), (Normal((16, 256, 14, 14)),), bench=True),
     Case("128 channels", _channels(128, 128, 3, padding=1), (Normal((8, 128, 28, 28)),), bench=True),
     Case(

@@ -1,6 +1,7 @@
 // Depthwise convolution, forward and backward, where channels are planes: each thread takes whole planes.
 #pragma once
 
+#include "nacre/layers/conv2d/kernel_cpu_direct.h"
 #include "nacre/layers/conv2d/kernel_cpu_plane_gradients.h"
 
 namespace nacre::conv2d {
@@ -64,12 +65,13 @@ void backward_planes(const Shape& shape, const Gradients<A>& at) {
           })[0];
       }
       if (at.grad_x || at.grad_w)
-        gradients(at.g + plane * m * outputs, g.get(), at.w + plane % shape.channels * m * taps,
-                  at.x + plane * shape.input_plane(), scratch.get(),
+        gradients(g.get(), at.w + plane % shape.channels * m * taps, at.x + plane * shape.input_plane(), scratch.get(),
                   at.grad_x ? at.grad_x + plane * shape.input_plane() : nullptr, weight_parts.get() + plane * m * taps);
     }
   });
   if (at.grad_w) add_blocks(weight_parts.get(), at.grad_w, shape.samples, shape.kernels * taps);
+  for (int64_t i = 0; at.grad_w && i < shape.kernels * taps; ++i)
+    if (at.grad_w[i] != at.grad_w[i]) at.grad_w[i] = direct_weight_gradient(shape, shape.channels, at.g, at.x, i);
   if (at.grad_b) add_blocks(bias_parts.get(), at.grad_b, shape.samples, shape.kernels);
 }
 

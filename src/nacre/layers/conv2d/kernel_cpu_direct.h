@@ -51,10 +51,11 @@ A direct_input_gradient(const Shape& shape, int64_t groups, const A* g, const A*
   return sum;
 }
 
-// Weight number `weight`'s gradient, of one group. g: (N, E, P, Q), x: (N, C, H, W)
+// The gradient of weight number `weight`. g: (N, E, P, Q), x: (N, C, H, W)
 template <class A>
-A direct_weight_gradient(const Shape& shape, const A* g, const A* x, int64_t weight) {
-  const int64_t e = weight / (shape.channels * shape.taps()), c = weight / shape.taps() % shape.channels;
+A direct_weight_gradient(const Shape& shape, int64_t groups, const A* g, const A* x, int64_t weight) {
+  const int64_t inner = shape.channels / groups, e = weight / (inner * shape.taps());
+  const int64_t c = e / (shape.kernels / groups) * inner + weight / shape.taps() % inner;
   const int64_t i = weight % shape.taps() / shape.columns.taps, j = weight % shape.columns.taps;
   const Sizes g_steps = shape.strides(shape.output()), x_steps = shape.strides(shape.input());
   A sum = 0;

@@ -44,7 +44,7 @@ void sum_parameter_gradients(const Shape& shape, const Gradients<A>& at) {
   add_blocks(totals.get(), result, count, sums);
   for (int64_t i = 0; at.grad_w && i < shape.kernels * taps; ++i) {
     const A sum = gradient.weight(result, i / taps, i % taps);
-    at.grad_w[i] = sum == sum ? sum : direct_weight_gradient(shape, at.g, at.x, i);
+    at.grad_w[i] = sum == sum ? sum : direct_weight_gradient(shape, 1, at.g, at.x, i);
   }
   if (at.grad_b) std::copy_n(gradient.biases(result), shape.kernels, at.grad_b);
 }

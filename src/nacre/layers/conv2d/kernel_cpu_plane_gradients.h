@@ -25,9 +25,9 @@ class PlaneGradients {
   int64_t padded_values() const { return of_input_ || of_weight_ ? shape_.multiplier() * form_.values() : 0; }
   int64_t scratch_values() const { return 2 * woven_values() + weights() * (1 + lanes<A>); }
 
-  // g: (multiplier, P, Q), and padded the same with margins; w, grad_w: (multiplier, taps); x, grad_x: (H, W);
-  // scratch: the rows of x and of grad_x by phases, sums and weights
-  void operator()(const A* g, const A* padded, const A* w, const A* x, A* scratch, A* grad_x, A* grad_w) const {
+  // padded: gradients (multiplier, P, Q) with margins; w, grad_w: (multiplier, taps); x, grad_x: (H, W); scratch: the
+  // rows of x and of grad_x by phases, sums and weights
+  void operator()(const A* padded, const A* w, const A* x, A* scratch, A* grad_x, A* grad_w) const {
     A *split = scratch, *woven = split + woven_values(), *sums = woven + woven_values();
     A* ordered = sums + weights() * lanes<A>;
     for (int64_t tap = 0; tap < weights(); ++tap) ordered[tap] = w[taps_[tap]];
@@ -54,10 +54,8 @@ class PlaneGradients {
       for (int64_t row = 0; apart && of_input_ && row < rows.count; ++row)
         weave(woven + row * woven_row_, part, grad_x + begin + row * step);
     }
-    for (int64_t tap = 0; of_weight_ && tap < weights(); ++tap) {
-      const A sum = total<A>(load(sums + tap * lanes<A>, Whole{}));
-      grad_w[taps_[tap]] = sum == sum ? sum : sum_within(g, x, taps_[tap]);
-    }
+    for (int64_t tap = 0; of_weight_ && tap < weights(); ++tap)
+      grad_w[taps_[tap]] = total<A>(load(sums + tap * lanes<A>, Whole{}));
   }
 
  private:
@@ -113,22 +111,6 @@ class PlaneGradients {
       if (windows.shared == 5) return parts(std::integral_constant<int64_t, 5>());
       if (windows.shared == 7) return parts(std::integral_constant<int64_t, 7>());
     }
-  }
-
-  // The gradient of a weight where a sum over margins, too, is not a number: infinity there times zero is none.
-  A sum_within(const A* g, const A* x, int64_t weight) const {
-    const Axis &rows = shape_.rows, &columns = shape_.columns;
-    const int64_t tap = weight % shape_.taps(), i = tap / columns.taps, j = tap % columns.taps;
-    const A* grad = g + weight / shape_.taps() * shape_.output_plane();
-    A sum = 0;
-    for (int64_t p = 0; p < rows.outputs; ++p)
-      for (int64_t q = 0; q < columns.outputs; ++q, ++grad) {
-        const int64_t row = p * rows.stride + i * rows.dilation - rows.before;
-        const int64_t column = q * columns.stride + j * columns.dilation - columns.before;
-        if (row >= 0 && row < rows.size && column >= 0 && column < columns.size)
-          sum += *grad * x[row * columns.size + column];
-      }
-    return sum;
   }
 
   // A row of the input into those of its phases, `part` values apart.

@@ -137,7 +137,7 @@ void weight_gradient_winograd(const Shape& shape, const A* g, const A* x, A* gra
       A* to = grad_w + 9 * i;
       transform_sums(totals.get() + i, kernels, to);
       for (int64_t tap = 0; tap < 9; ++tap)
-        if (!(to[tap] - to[tap] == 0)) to[tap] = direct_weight_gradient(shape, g, x, 9 * i + tap);
+        if (!(to[tap] - to[tap] == 0)) to[tap] = direct_weight_gradient(shape, 1, g, x, 9 * i + tap);
     }
   });
 }
