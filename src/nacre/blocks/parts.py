@@ -29,6 +29,9 @@ _COSTS: dict[str, Callable[..., Cost]] = {
 }
 _NAMES = {kind: spec.name for spec in LAYERS.values() for kind in (spec.layer, spec.replaces) if kind is not None}
 
+# those sizes of a LayerNorm which it has in one pass with an addition as well
+LAYER_NORM_SIZES = ("rows", "features", "weight", "bias", "weight_gradient", "bias_gradient")
+
 # activations which keep their output, the tensor that the following linear layer keeps as its input
 _KEEP_OUTPUT = ("relu", "tanh", "sigmoid")
 
@@ -144,7 +147,7 @@ def _joined(found: list[Layer], block: torch.nn.Module, gradient: bool) -> tuple
             }
             gradient = gradient or trained
             if following == "layer_norm" and also:
-                norm = {size: others[size] for size in ("rows", "features", "weight", "bias")}
+                norm = {size: others[size] for size in LAYER_NORM_SIZES}
                 sum_gradient = getattr(block, "norm_first", True) and gradient
                 parts.append(("residual_dropout_layer_norm", {**norm, **shared, "sum_gradient": sum_gradient}))
                 next(layers, None)

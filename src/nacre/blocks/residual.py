@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from nacre.blocks.fused import residual_dropout, residual_dropout_layer_norm
-from nacre.blocks.parts import letters_of, sizes, sum_of_parts
+from nacre.blocks.parts import LAYER_NORM_SIZES, letters_of, sizes, sum_of_parts
 from nacre.core.spec import Case, LayerSpec, Letters, Normal
 from nacre.layers.activation import GELU
 from nacre.layers.dropout import Dropout
@@ -190,7 +190,7 @@ def _dropout_sizes(layer: ResidualDropout, residual: Tensor, branch: Tensor) -> 
 
 def _layer_norm_sizes(layer: ResidualDropoutLayerNorm, residual: Tensor, branch: Tensor) -> dict[str, Any]:
     norm = layer_norm_sizes(layer.norm, residual)
-    kept = {size: norm[size] for size in ("rows", "features", "weight", "bias")}
+    kept = {size: norm[size] for size in LAYER_NORM_SIZES}
     return {**kept, **_joined_sizes(layer, residual, branch)}
 
 
