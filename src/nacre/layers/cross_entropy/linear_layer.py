@@ -123,7 +123,7 @@ class LinearCrossEntropyLoss(BASE):
     Raises:
         IndexError: a target is neither a class nor ``ignore_index``.
         ValueError: the batch sizes of input and target differ, there is no such reduction, or two options disagree.
-        RuntimeError: another shape, dtype or device does not fit.
+        RuntimeError: another shape, dtype or device does not fit, or ``label_smoothing`` is outside 0 to 1.
 
     Cost:
         C D parameters (and C with a bias) for each place, O(N D C) time. The forward forms the gradients of input and
