@@ -8,16 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from nacre.applications.data import (
-    ImageData,
-    TextData,
-    Vocabulary,
-    load_digits,
-    load_idx_folder,
-    load_standard_library,
-    load_text,
-)
+from nacre.applications.data import ImageData, TextData, Vocabulary
 from nacre.applications.idx import read_idx
+from nacre.applications.sources import load_digits, load_idx_folder, load_standard_library, load_text
 from tests.applications.support import TEXT, idx_bytes, tiny_images, tiny_text, write_idx_folder
 
 
@@ -253,7 +246,7 @@ def test_the_standard_library_is_read_in_a_fixed_order(tmp_path: Path, monkeypat
     text = data.vocabulary.decode(torch.cat([data.training, data.validation]))
     assert text == "first = 1\n" * 20 + "second = 2\n" * 20 + "third = 3\n" * 20
     assert "(3 files): 620 characters" in data.description
-    monkeypatch.setattr("nacre.applications.data.STANDARD_LIBRARY_LIMIT", 450)
+    monkeypatch.setattr("nacre.applications.sources.STANDARD_LIBRARY_LIMIT", 450)
     assert "(2 files)" in load_standard_library(block=8).description
 
 

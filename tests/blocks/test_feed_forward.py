@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 import nacre
+from nacre.blocks import BLOCKS
 from nacre.core import native
 from nacre.core.choice import record_choices
 from nacre.layers.linear import feed_forward
@@ -157,3 +159,24 @@ def test_a_hook_inside_fires_and_changes_nothing(part):
     torch.manual_seed(0)
     torch.testing.assert_close(layer(x), expected, rtol=1e-12, atol=1e-13)  # float64, by other products
     assert called == [part]
+
+
+ENCODER_LAYER = {"d_model": 16, "nhead": 2, "dim_feedforward": 24, "dropout": 0.1, "batch_first": True}
+FROZEN = [(), ("norm",), ("linear1",), ("linear2",), ("self_attn", "norm1"), ("self_attn", "norm", "linear1"), ("",)]
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+@pytest.mark.parametrize("frozen", FROZEN, ids=lambda names: " ".join(names) or "none")
+def test_the_bill_of_a_layer_that_is_partly_frozen(frozen, gradient):
+    layer, spec = nacre.TransformerEncoderLayer(**ENCODER_LAYER), BLOCKS["transformer_encoder_layer"]
+    for name, parameter in layer.named_parameters():
+        parameter.requires_grad_(not name.startswith(frozen))
+    x = torch.randn(2, 5, 16, requires_grad=gradient)
+    bill = spec.cost(**spec.sizes(layer, x))
+    with SavedBytes(layer) as saved:
+        output = layer(x)
+    assert bill.saved_bytes == saved.bytes
+    with FlopCounterMode(display=False) as counter:
+        if output.requires_grad:
+            output.sum().backward()
+    assert bill.backward_flops == counter.get_total_flops()

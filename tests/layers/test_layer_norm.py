@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import layer_norm as torchs_layer_norm
 
+import nacre
 from nacre.core import native
 from nacre.core.choice import record_choices
 from nacre.functional import layer_norm
@@ -185,3 +186,38 @@ def test_bad_input_raises_as_torch_does(arguments, message):
 def test_integers_are_torchs_to_refuse():
     with pytest.raises(RuntimeError, match="not implemented"):
         layer_norm(torch.ones(4, 6, dtype=torch.int64), (6,))
+
+
+@pytest.mark.parametrize("layers", [nacre, torch.nn], ids=["nacre", "torch.nn"])
+def test_the_bill_of_what_is_frozen(layers):
+    # 24 elements: n (2), g w (1), dx (7), dw (2), db (1), and two divisions for each of the 4 rows; g, x and dx are 24
+    # numbers each, w, dw and db 6, the statistics 8
+    for frozen, gradient, flops, numbers in (
+        ("", True, 24 * 13 + 8, 72 + 18 + 8),
+        ("bias", True, 24 * 12 + 8, 72 + 12 + 8),
+        ("weight", True, 24 * 11 + 8, 72 + 12 + 8),
+        ("weight bias", True, 24 * 10 + 8, 72 + 6 + 8),
+        ("", False, 24 * 5, 48 + 12 + 8),
+        ("weight", False, 24, 24 + 6),
+        ("weight bias", False, 0, 0),
+    ):
+        layer = layers.LayerNorm(6)
+        for name in frozen.split():
+            layer.get_parameter(name).requires_grad_(False)
+        bill = nacre.cost(layer, torch.randn(4, 6, requires_grad=gradient))
+        assert (bill.backward_elementwise_flops, bill.backward_bytes) == (flops, 4 * numbers), (frozen, gradient)
+
+
+def test_the_bill_of_a_frozen_norm_in_one_pass_with_a_sum():
+    # as above, with mean and variance again (4 an element and a row), the gradient of the sum (1) and, of the branch
+    # that drops, 4
+    inputs = [torch.randn(4, 6, requires_grad=True) for _ in range(2)]
+    layer = nacre.ResidualDropoutLayerNorm(6)
+    spec = nacre.blocks.BLOCKS["residual_dropout_layer_norm"]
+    trained = spec.cost(**spec.sizes(layer, *inputs))
+    frozen = spec.cost(**spec.sizes(layer.requires_grad_(False), *inputs))
+    assert trained.backward_elementwise_flops == 24 * (13 + 4 + 1 + 4) + 4 * (2 + 4)
+    assert frozen.backward_elementwise_flops == trained.backward_elementwise_flops - 24 * 3
+    assert frozen.backward_bytes == trained.backward_bytes - 4 * 12
+    assert frozen.saved_bytes == trained.saved_bytes == 4 * 24 + 8
+    assert spec.cost(**spec.sizes(layer, *(tensor.detach() for tensor in inputs))).saved_bytes == 0

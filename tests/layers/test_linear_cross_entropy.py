@@ -12,7 +12,7 @@ from nacre.core.op import OPS
 from nacre.functional import cross_entropy, linear_cross_entropy
 from nacre.layers.cross_entropy import linear_formula
 from nacre.layers.cross_entropy.linear_base import WithoutTorch
-from nacre.layers.cross_entropy.linear_layer import chosen_chunk
+from nacre.layers.cross_entropy.linear_checks import chosen_chunk
 from tests.layers.cross_entropy_support import reference, since_2_13
 
 # ---- errors

@@ -10,15 +10,9 @@ import torch
 from torch import nn
 
 from nacre.applications import cnn, gpt, mlp, recurrent, vit
-from nacre.applications.data import (
-    ImageData,
-    TextData,
-    load_digits,
-    load_idx_folder,
-    load_standard_library,
-    load_text,
-)
+from nacre.applications.data import ImageData, TextData
 from nacre.applications.recipe import Recipe
+from nacre.applications.sources import load_digits, load_idx_folder, load_standard_library, load_text
 
 
 @dataclass(frozen=True)

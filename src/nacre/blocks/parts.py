@@ -29,6 +29,9 @@ _COSTS: dict[str, Callable[..., Cost]] = {
 }
 _NAMES = {kind: spec.name for spec in LAYERS.values() for kind in (spec.layer, spec.replaces) if kind is not None}
 
+# those sizes of a LayerNorm which it has in one pass with an addition as well
+LAYER_NORM_SIZES = ("rows", "features", "weight", "bias", "weight_gradient", "bias_gradient")
+
 # activations which keep their output, the tensor that the following linear layer keeps as its input
 _KEEP_OUTPUT = ("relu", "tanh", "sigmoid")
 
@@ -103,11 +106,12 @@ def feed_forward_cost(parts: tuple[Part, ...]) -> Cost:
     """The sum of the layers, but for what they would hand on through memory.
 
     The hidden features are written, kept and read once more. What follows from them until the second map is made anew
-    in the backward, in the caches, with the random words that its gradient needs as well.
+    in the backward, in the caches, with the random words that its gradient needs as well. The input is kept beside the
+    hidden features, though the first map may need no gradient.
     """
     first, activation, *dropped, second = (LAYERS[name].cost(**own) for name, own in parts)
     (_, one), (_, inner), *_, (_, two) = parts
-    values = inner["elements"] * one["itemsize"]
+    values, inputs = inner["elements"] * one["itemsize"], one["rows"] * one["in_features"] * one["itemsize"]
     recorded = max(one[f"{kind}_gradient"] for kind in ("input", "weight", "bias"))
     drops = int(len(parts) == 4 and parts[2][1]["active"])
     saved = max(recorded, two["weight_gradient"], two["bias_gradient"])
@@ -119,7 +123,8 @@ def feed_forward_cost(parts: tuple[Part, ...]) -> Cost:
         + (1 - recorded - two["input_gradient"] - two["weight_gradient"]) * values
         + 8 * drops,
         saved_bytes=-sum((part.saved_bytes for part in (*dropped, activation, second)), 0)
-        + (values + 8 * drops) * saved,
+        + (values + 8 * drops) * saved
+        + inputs * (saved - recorded),
     )
 
 
@@ -144,7 +149,7 @@ def _joined(found: list[Layer], block: torch.nn.Module, gradient: bool) -> tuple
             }
             gradient = gradient or trained
             if following == "layer_norm" and also:
-                norm = {size: others[size] for size in ("rows", "features", "weight", "bias")}
+                norm = {size: others[size] for size in LAYER_NORM_SIZES}
                 sum_gradient = getattr(block, "norm_first", True) and gradient
                 parts.append(("residual_dropout_layer_norm", {**norm, **shared, "sum_gradient": sum_gradient}))
                 next(layers, None)

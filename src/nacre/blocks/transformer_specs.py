@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nacre.blocks.encoder_layer import TransformerEncoderLayer
 from nacre.blocks.parts import letters_of, sizes, sum_of_parts
-from nacre.blocks.transformer import TransformerBlock, TransformerEncoderLayer
+from nacre.blocks.transformer import TransformerBlock
 from nacre.core.spec import Case, LayerSpec, Letters, Made, Normal
 
 

@@ -1,6 +1,6 @@
 """GELU, ReLU, SiLU, Tanh and Sigmoid.
 
-To be read in this order: formula.py, cost.py, layer.py, kernel_cpu.cpp and cases.py.
+To be read in this order: formula.py, cost.py, functional.py, layer.py, kernel_cpu.cpp and cases.py.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,8 @@ from nacre.layers.activation.cost import (
     sizes,
     tanh_cost,
 )
-from nacre.layers.activation.layer import GELU, ReLU, Sigmoid, SiLU, Tanh, gelu, relu, sigmoid, silu, tanh
+from nacre.layers.activation.functional import gelu, relu, sigmoid, silu, tanh
+from nacre.layers.activation.layer import GELU, ReLU, Sigmoid, SiLU, Tanh
 
 __all__ = ["GELU", "SPECS", "ReLU", "SiLU", "Sigmoid", "Tanh", "gelu", "relu", "sigmoid", "silu", "tanh"]
 

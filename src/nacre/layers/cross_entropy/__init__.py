@@ -1,7 +1,7 @@
 """CrossEntropyLoss and LinearCrossEntropyLoss.
 
 To be read in this order: tokens.py (one token), formula.py, linear_map.py, linear_formula.py, cost.py, targets.py,
-layer.py, linear_base.py, linear_layer.py, kernel_cpu.cpp, linear_kernel_cpu.cpp, cases.py.
+layer.py, linear_base.py, linear_checks.py, linear_layer.py, kernel_cpu.cpp, linear_kernel_cpu.cpp, cases.py.
 """
 
 import torch

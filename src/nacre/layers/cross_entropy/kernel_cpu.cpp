@@ -85,8 +85,10 @@ void gradients_of_tiles(const T* x, const Tiles& tiles, const Targets<A>& target
       for (int64_t index = begin; index < end; ++index) {
         const Block block = tiles.block(index);
         gradients.take(block, maximum, log_sum, each, g, spread);
-        write_tile(reader.take(nullptr), tiles, block, false, grad,
-                   [&](int64_t c, int64_t i, Vector<A> logits, auto which) { return gradients.at(c, i, logits, which); });
+        const auto gradient = [&](int64_t c, int64_t i, Vector<A> logits, auto which) {
+          return gradients.at(c, i, logits, which);
+        };
+        write_tile(reader.take(nullptr), tiles, block, false, grad, gradient);
       }
       return;
     }
@@ -114,7 +116,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const Tensor& ta
   const ScalarType dtype = input.scalar_type(), computed = accumulator_dtype(dtype);
   const Sizes shape = arguments.none ? Sizes(target.sizes().begin(), target.sizes().end()) : Sizes();
   const Tensor loss = new_tensor(shape, dtype);
-  const Tensor maximum = new_tensor(arguments.statistics, computed), log_sum = new_tensor(arguments.statistics, computed);
+  const Tensor maximum = new_tensor(arguments.statistics, computed);
+  const Tensor log_sum = new_tensor(arguments.statistics, computed);
 
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
@@ -122,8 +125,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const Tensor& ta
     const Targets<A> targets = arguments.targets<A>(ignore_index, label_smoothing);
     const Scratch<A> losses(targets.count);                            // (N M)
     const T* x = static_cast<const T*>(arguments.x.const_data_ptr());  // (N, C, M)
-    A* m = static_cast<A*>(maximum.mutable_data_ptr());              // (N M)
-    A* l = static_cast<A*>(log_sum.mutable_data_ptr());              // (N M)
+    A* m = static_cast<A*>(maximum.mutable_data_ptr());                // (N M)
+    A* l = static_cast<A*>(log_sum.mutable_data_ptr());                // (N M)
     if (slices.in_tiles())
       losses_of_tiles(x, Tiles(slices), targets, m, l, losses.get());
     else
@@ -135,8 +138,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const Tensor& ta
   return {loss, maximum, log_sum};
 }
 
-// needs: whether the gradients of input, target and weight are asked for; class indices have none, and weights beside them
-// are the formula's
+// needs: whether the gradients of input, target and weight are asked for; class indices have none, and weights beside
+// them are the formula's
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_loss, const Tensor& input, const Tensor& target,
                                             const std::optional<Tensor>& weight, const std::string& reduction,
                                             int64_t ignore_index, double label_smoothing, const Tensor& maximum,

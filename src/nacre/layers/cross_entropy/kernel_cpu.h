@@ -1,5 +1,5 @@
-// The arithmetic of the cross-entropy kernel: what a token's target says, and the losses and gradients of a row of logits or
-// of a tile of columns, which stays in cache between the passes over it.
+// The arithmetic of the cross-entropy kernel: what a token's target says, and the losses and gradients of a row of
+// logits or of a tile of columns, which stays in cache between the passes over it.
 //
 // x: (N, C, M): N outer positions, C classes, M places; N M tokens, each with a target y.
 #pragma once
@@ -54,8 +54,9 @@ struct Targets {
     counted = good;
     if (bad == 0) return;
     const auto first = std::to_string(*std::find_if(classes, classes + count, [&](int64_t y) { return outside(y); }));
-    throw std::out_of_range("Target " + first + " is out of bounds: a target is the index of a class, or ignore_index; got " +
-                            first + " where the classes are 0 to " + std::to_string(num_classes - 1) + ".");
+    throw std::out_of_range("Target " + first + " is out of bounds: a target is the index of a class, or " +
+                            "ignore_index; got " + first + " where the classes are 0 to " +
+                            std::to_string(num_classes - 1) + ".");
   }
 
   // The sum of w_y over the tokens which are not ignored.
@@ -117,8 +118,8 @@ void row_losses(const T* x, int64_t first, int64_t rows, bool more, const Target
 
 // tile: (C, W); maximum, log_sum, losses: (W) of the tokens from `token` on. meanwhile() is called once a vector.
 template <class A, class Meanwhile>
-void tile_losses(const A* tile, const Tiles& tiles, int64_t columns, const Targets<A>& targets, int64_t token, A* maximum,
-                 A* log_sum, A* losses, Meanwhile meanwhile) {
+void tile_losses(const A* tile, const Tiles& tiles, int64_t columns, const Targets<A>& targets, int64_t token,
+                 A* maximum, A* log_sum, A* losses, Meanwhile meanwhile) {
   const int64_t size = tiles.size, pitch = tiles.pitch;
   over_row<A>(columns, [&](int64_t i, auto which) {
     const A* column = tile + i;
@@ -142,7 +143,8 @@ void tile_losses(const A* tile, const Tiles& tiles, int64_t columns, const Targe
       weights[lane] = targets.weight_of(y);
       ignored[lane] = targets.ignored(token + i + lane);
     }
-    const Vector<A> log_p = load(hit, Whole{}) - m - l, of_class = (targets.smoothing - 1) * (log_p * load(weights, Whole{}));
+    const Vector<A> log_p = load(hit, Whole{}) - m - l;
+    const Vector<A> of_class = (targets.smoothing - 1) * (log_p * load(weights, Whole{}));
     const Vector<A> loss = targets.smoothing > 0 ? of_class - weighted * targets.share : of_class;
     store(losses + i, load(ignored, Whole{}) > 0 ? Vector<A>{} : loss, which);
   });
@@ -150,8 +152,8 @@ void tile_losses(const A* tile, const Tiles& tiles, int64_t columns, const Targe
 
 // x, grad: (C); g: the token's gradient; spread: as of Targets
 template <class T, class A = Accumulator<T>>
-void row_gradient(const T* x, const Targets<A>& targets, int64_t token, A maximum, A log_sum, A g, A spread, bool stream,
-                  T* grad) {
+void row_gradient(const T* x, const Targets<A>& targets, int64_t token, A maximum, A log_sum, A g, A spread,
+                  bool stream, T* grad) {
   const int64_t y = targets.valid_class(token);
   const A hit = targets.hit(y), sum = hit + spread;
   if (g == 0 && std::isfinite(sum) && std::isfinite(log_sum)) {
@@ -192,9 +194,9 @@ struct TileGradients {
     const A* gradients = each ? each + block.column : nullptr;
     std::copy_n(maxima + block.column, block.count, maximum);
     std::copy_n(log_sums + block.column, block.count, log_sum);
-    const int64_t* of = targets.classes + block.column;
-    for (int64_t i = 0; i < block.count; ++i) classes[i] = static_cast<Index<A>>(of[i] == targets.ignore_index ? 0 : of[i]);
-    for (int64_t i = 0; i < block.count; ++i) g[i] = of[i] == targets.ignore_index ? 0 : gradients ? gradients[i] : gradient;
+    const int64_t *of = targets.classes + block.column, none = targets.ignore_index;
+    for (int64_t i = 0; i < block.count; ++i) classes[i] = static_cast<Index<A>>(of[i] == none ? 0 : of[i]);
+    for (int64_t i = 0; i < block.count; ++i) g[i] = of[i] == none ? 0 : gradients ? gradients[i] : gradient;
     if (targets.weight)
       for (int64_t i = 0; i < block.count; ++i) hits[i] = targets.hit(classes[i]);
     else

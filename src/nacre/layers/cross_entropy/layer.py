@@ -73,7 +73,7 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
         RuntimeError: another shape, dtype or device does not fit, or ``label_smoothing`` exceeds 1.
 
     Cost:
-        no parameters, O(N C) time; the input, the target and 2 numbers a token are kept for the backward. Under 32,768
+        No parameters, O(N C) time; the input, the target and 2 numbers a token are kept for the backward. Under 32,768
         logits of float32 or float64, but for 512 and more tokens of under 16 classes, torch's own operator is faster
         and runs: it keeps the logarithms of the probabilities in place of the input and of those numbers.
 

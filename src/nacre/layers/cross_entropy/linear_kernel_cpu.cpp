@@ -84,8 +84,8 @@ struct Results {
 template <class A>
 void logits_of(const Arguments& of, int64_t begin, int64_t rows, A* z) {
   const A* b = values<A>(of.bias);
-  product<A>(matrix<A>(of.input).at(begin, 0), matrix<A>(of.linear_weight).transposed(), rows, of.classes, of.features, z,
-             of.classes, [&](int64_t row, int64_t row_end, int64_t column, int64_t column_end) {
+  product<A>(matrix<A>(of.input).at(begin, 0), matrix<A>(of.linear_weight).transposed(), rows, of.classes, of.features,
+             z, of.classes, [&](int64_t row, int64_t row_end, int64_t column, int64_t column_end) {
                if (!b) return;
                for (; row < row_end; ++row) {
                  A* to = z + row * of.classes + column;
@@ -151,8 +151,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(
     const Tensor& input, const Tensor& linear_weight, const std::optional<Tensor>& linear_bias, const Tensor& target,
     const std::optional<Tensor>& weight, const std::string& reduction, int64_t ignore_index, double label_smoothing,
     std::optional<int64_t> chunk, const std::vector<bool>& formed) {
-  const Arguments of(input, linear_weight, linear_bias, target, weight, reduction, ignore_index, label_smoothing, chunk);
-  STD_TORCH_CHECK(formed.size() == 3 && (linear_bias || !formed[2]), "linear_cross_entropy: three gradients to form or not");
+  const Arguments of(input, linear_weight, linear_bias, target, weight, reduction, ignore_index, label_smoothing,
+                     chunk);
+  STD_TORCH_CHECK(formed.size() == 3 && (linear_bias || !formed[2]),
+                  "linear_cross_entropy: three gradients to form or not");
   STD_TORCH_CHECK(!of.none || !(formed[0] || formed[1] || formed[2]),
                   "linear_cross_entropy: gradients are formed of a sum or mean");
   const Tensor loss = new_tensor(of.none ? Sizes{of.rows} : Sizes(), of.dtype);
@@ -188,7 +190,9 @@ Tensor scaled(const Tensor& formed, const Tensor& grad_loss, const Sizes& sizes,
     const A* from = static_cast<const A*>(given.const_data_ptr());
     A* to = static_cast<A*>(result.mutable_data_ptr());
     in_parallel(result.numel(), values_per_thread, [&](int64_t begin, int64_t end) {
-      over_row<A>(end - begin, [&](int64_t i, auto which) { store(to + begin + i, load(from + begin + i, which) * g, which); });
+      over_row<A>(end - begin, [&](int64_t i, auto which) {
+        store(to + begin + i, load(from + begin + i, which) * g, which);
+      });
     });
   });
   return result;
@@ -201,7 +205,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     double label_smoothing, std::optional<int64_t> chunk, const std::vector<bool>& formed, const Tensor&, const Tensor&,
     const Tensor& formed_input, const Tensor& formed_linear_weight, const Tensor& formed_bias,
     const std::vector<bool>& needs) {
-  const Arguments of(input, linear_weight, linear_bias, target, weight, reduction, ignore_index, label_smoothing, chunk);
+  const Arguments of(input, linear_weight, linear_bias, target, weight, reduction, ignore_index, label_smoothing,
+                     chunk);
   STD_TORCH_CHECK(needs.size() == 5 && !needs[3] && !needs[4] && (linear_bias || !needs[2]) && formed.size() == 3,
                   "linear_cross_entropy: the kernel serves the gradients of input, linear_weight and linear_bias");
   STD_TORCH_CHECK(grad_loss.numel() == (of.none ? of.rows : 1), "linear_cross_entropy: one gradient a loss");
@@ -226,7 +231,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     const Scratch<A> maximum(of.rows), log_sum(of.rows);
     over_chunks<A>(of, targets,
                    {losses.get(), maximum.get(), log_sum.get(), values_or_null<A>(needs[0] ? &found[0] : nullptr),
-                    values_or_null<A>(needs[1] ? &found[1] : nullptr), values_or_null<A>(needs[2] ? &found[2] : nullptr)},
+                    values_or_null<A>(needs[1] ? &found[1] : nullptr),
+                    values_or_null<A>(needs[2] ? &found[2] : nullptr)},
                    [&](int64_t row) { return grads[of.none ? row : 0] / divisor; });
   });
   return {found[0], found[1], found[2], Tensor(), Tensor()};

@@ -14,6 +14,7 @@ from nacre.core.op import Op
 from nacre.core.tracing import Proxy, traced
 from nacre.layers.cross_entropy import formula, linear_formula, targets
 from nacre.layers.cross_entropy.linear_base import BASE
+from nacre.layers.cross_entropy.linear_checks import chosen_chunk, validate_linear
 
 
 def _fake(
@@ -123,7 +124,7 @@ class LinearCrossEntropyLoss(BASE):
     Raises:
         IndexError: a target is neither a class nor ``ignore_index``.
         ValueError: the batch sizes of input and target differ, there is no such reduction, or two options disagree.
-        RuntimeError: another shape, dtype or device does not fit.
+        RuntimeError: another shape, dtype or device does not fit, or ``label_smoothing`` is outside 0 to 1.
 
     Cost:
         C D parameters (and C with a bias) for each place, O(N D C) time. The forward forms the gradients of input and
@@ -197,7 +198,7 @@ def linear_cross_entropy(
         tensor(1.3863)
     """
     reduction = targets.reduction_name(reduction)
-    _validate_linear(input, linear_weight, linear_bias)
+    validate_linear(input, linear_weight, linear_bias)
     batched, logits = input.dim() == 2, (*input.shape[:-1], *linear_weight.shape[:-1])
     if ignore_index is not None and tuple(target.shape) == logits:
         rule = "ignore_index cannot be specified when target contains probabilities"
@@ -246,63 +247,6 @@ def _gradients_to_form(
         or (not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active())
     )
     return [not later and of is not None and of.requires_grad for of in (input, linear_weight, linear_bias)]
-
-
-def chosen_chunk(options: Any, input: Tensor, linear_weight: Tensor) -> int | None:
-    """The rows of a chunk which the options ask for; None where they leave it to nacre.
-
-    Raises:
-        ValueError: ``batch_chunk_size`` and ``chunking_method`` ask for different chunks.
-        RuntimeError: no sums can be kept in ``acc_dtype``.
-    """
-    if options is None:
-        return None
-    half = input.dtype in (torch.float16, torch.bfloat16)
-    if options.acc_dtype not in (None, input.dtype, *((torch.float32,) if half else ())):
-        rule = "acc_dtype is the dtype of the input, or float32 for a float16 or bfloat16 input"
-        raise check.error(RuntimeError, rule, f"acc_dtype = {options.acc_dtype} and an input of dtype {input.dtype}")
-    if options.chunking_method == "auto":
-        return options.batch_chunk_size
-    if options.chunking_method is None:
-        return options.batch_chunk_size or max(1, input.shape[0])
-    rows, features = input.shape
-    wanted = -(-rows // -(-linear_weight.shape[0] // features))
-    parts = int(options.chunking_method.partition(":")[2] or 1)
-    chunk = max(1, min((1 << (wanted - 1).bit_length()) // parts, rows))
-    if options.batch_chunk_size not in (None, chunk):
-        rule = f"chunking_method {options.chunking_method!r} makes chunks of {chunk} rows here"
-        raise check.error(ValueError, rule, f"batch_chunk_size = {options.batch_chunk_size}", "Pass only one of them.")
-    return chunk
-
-
-def _validate_linear(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> None:
-    shape = check.shape
-    if input.dim() not in (1, 2):
-        raise RuntimeError(
-            f"expected input with dimensionality 1 or 2, got {input.dim()} in the shape {shape(input)}. "
-            "Flatten the leading dimensions of input and target into one."
-        )
-    if linear_weight.dim() < 2:
-        raise RuntimeError(
-            f"expected linear_weight with dimensionality at least 2, got {linear_weight.dim()} in the shape "
-            f"{shape(linear_weight)}. It is (classes, in_features)."
-        )
-    if input.shape[-1] != linear_weight.shape[-1]:
-        raise RuntimeError(
-            "expected equal input and linear_weight last dimensions (in_features), got "
-            f"{input.shape[-1]} and {linear_weight.shape[-1]}, respectively, in the shapes {shape(input)} and "
-            f"{shape(linear_weight)}."
-        )
-    if linear_bias is not None and linear_bias.shape != linear_weight.shape[:-1]:
-        raise RuntimeError(
-            f"expected linear_bias shape {tuple(linear_weight.shape[:-1])}, got {shape(linear_bias)} beside a "
-            f"linear_weight of shape {shape(linear_weight)}."
-        )
-    if linear_weight.dim() > 2 and input.dim() == 1:
-        raise RuntimeError(
-            f"K-dimensional loss defined by linear_weight shape {shape(linear_weight)} requires batched input, "
-            f"(N, {input.shape[-1]}), got unbatched input with shape {shape(input)}. Did you mean input.unsqueeze(0)?"
-        )
 
 
 def _unserved(

@@ -49,15 +49,9 @@ Tensor masked_values(const Tensor& residual, const Tensor& branch, const std::op
   return result;
 }
 
-Tensor in_strides(const Tensor& values, const Sizes& strides) {
-  if (same_places(sizes_of(values), strides_of(values), strides)) return values;
-  Tensor formatted = new_tensor(sizes_of(values), strides, values.scalar_type());
-  return torch::stable::copy_(formatted, values);
-}
-
 Tensor masked(const Tensor& input, const Tensor& seed, double p) {
   const Tensor result = masked_values<false>(input, input, seed, p);
-  return input.is_contiguous() ? result : in_strides(result, strides_of(torch::stable::empty_like(input)));
+  return input.is_contiguous() ? result : laid_out(result, strides_of(torch::stable::empty_like(input)));
 }
 
 Tensor backward(const Tensor& grad_output, const Tensor& seed, double p, const std::vector<bool>& needs) {
@@ -69,7 +63,7 @@ Tensor residual_forward(const Tensor& residual, const Tensor& branch, const std:
   STD_TORCH_CHECK(sizes_of(residual) == sizes_of(branch), "residual_dropout: residual and branch have one shape");
   const Tensor result = masked_values<true>(residual, branch, seed, p);
   if (residual.is_contiguous() && branch.is_contiguous()) return result;
-  return in_strides(result, result_strides(residual, torch::stable::empty_like(branch)));
+  return laid_out(result, result_strides(residual, torch::stable::empty_like(branch)));
 }
 
 // Without a seed the branch's gradient is that of the output, as the residual's always is: core/op.py passes it on.

@@ -143,8 +143,9 @@ class TableGradient {
       }
       int64_t next = row + 1;
       while (next < end && tokens_.count(next) == 0) ++next;
+      T* const untouched = result_ + row * features_;
       const size_t bytes = static_cast<size_t>((next - row) * features_) * sizeof(T);
-      streams ? zero_past_caches(result_ + row * features_, bytes) : void(std::memset(result_ + row * features_, 0, bytes));
+      streams ? zero_past_caches(untouched, bytes) : void(std::memset(untouched, 0, bytes));
       row = next;
     }
     if (streams) finish_past_caches();

@@ -42,7 +42,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const std::vecto
   return {y, mean, rstd};
 }
 
-// needs: whether the gradients of input, weight and bias are asked for; the others are undefined tensors, None in Python
+// needs: whether the gradients of input, weight and bias are asked for; the others are undefined, None in Python
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Tensor& input,
                                             const std::vector<int64_t>& normalized_shape,
                                             const std::optional<Tensor>& weight, const Tensor& mean,

@@ -107,7 +107,7 @@ void backward_as(const Tensor& grad_output, const Tensor& input, const Tensor& w
   }
 }
 
-// needs: whether the gradients of input, weight and bias are asked for; the others are undefined tensors, None in Python
+// needs: whether the gradients of input, weight and bias are asked for; the others are undefined, None in Python
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
                                             const std::vector<bool>& needs) {
   const Shape shape(input, weight);

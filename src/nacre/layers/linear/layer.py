@@ -29,7 +29,7 @@ _torchs_linear = torch._C._nn.linear  # what torch.nn.functional.linear is
 _TORCH_BELOW = 1 << 23  # multiply-adds
 _TOO_FEW = f"{_TORCH_BELOW:,} multiply-adds without a backward"
 _FEW_ROWS = 8  # which a kernel of their own multiplies (core/cpu_few_rows.h)
-_WEIGHTS_OF_FEW = 1 << 18
+_WEIGHTS_OF_FEW = 1 << 18  # from which on that kernel is the faster one
 _TOO_SMALL = f"{_WEIGHTS_OF_FEW:,} weights without a backward"
 
 

@@ -1,5 +1,5 @@
-// The products of LSTM and GRU: rows of one step after another with weights that are packed once for all steps, or where
-// there are few rows not at all.
+// The products of LSTM and GRU: rows of one step after another with weights that are packed once for all steps, or
+// where there are few rows not at all.
 //
 // M rows and N columns of a product, K the depth.
 #pragma once
@@ -8,8 +8,8 @@
 
 namespace nacre {
 
-// Whether so few rows are multiplied in all that the weights are read where they lie: to pack them is to read, write and
-// read them again before the first row is multiplied.
+// Whether so few rows are multiplied in all that the weights are read where they lie: to pack them is to read, write
+// and read them again before the first row is multiplied.
 inline bool has_few_rows(const Steps& steps) { return steps.total() <= 64; }
 
 // The right factor (K, N) of products with the rows of one step after another, one of its strides being 1.

@@ -136,7 +136,8 @@ class LSTM(torch.nn.LSTM):
         torch.nn's and these alike; then a sequence of any length is one operator of the graph.
 
     Raises:
-        ValueError: the input has neither 2 nor 3 dimensions, or another dtype than the weights.
+        ValueError: the input has neither 2 nor 3 dimensions, or another dtype than the weights; a size is not positive,
+            ``proj_size`` not under ``hidden_size``, or ``dropout`` outside 0 to 1.
         RuntimeError: other sizes than the layer's, no step at all, states that do not fit the input, a
             PackedSequence that contradicts itself, devices that differ.
 
@@ -220,7 +221,8 @@ class GRU(torch.nn.GRU):
         torch.nn's and these alike; then a sequence of any length is one operator of the graph.
 
     Raises:
-        ValueError: the input has neither 2 nor 3 dimensions, or another dtype than the weights.
+        ValueError: the input has neither 2 nor 3 dimensions, or another dtype than the weights; a size is not positive,
+            or ``dropout`` outside 0 to 1.
         RuntimeError: other sizes than the layer's, no step at all, states that do not fit the input, a
             PackedSequence that contradicts itself, devices that differ.
 

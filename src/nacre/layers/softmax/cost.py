@@ -33,9 +33,7 @@ def sizes(layer: torch.nn.Softmax | torch.nn.LogSoftmax, input: torch.Tensor) ->
 def _inputs(layer: torch.nn.Softmax | torch.nn.LogSoftmax, size: int) -> tuple[torch.Tensor]:
     dim = layer.dim or 0
     dimensions = max(dim + 1 if dim >= 0 else -dim, 2)
-    shape = [size] * dimensions
-    shape[dim] += 1
-    return (torch.empty(shape, device="meta", requires_grad=True),)
+    return (torch.empty([size] * dimensions, device="meta", requires_grad=True),)
 
 
 LETTERS = Letters(lambda sizes: {"rows": "N", "features": "D"}, _inputs)

@@ -1,6 +1,7 @@
 // Softmax and log-softmax: formula.py, with a row, or a tile of columns, kept in cache between its passes.
 //
 // x: (N, D, M): N outer positions, D values along the dimension, M inner positions.
+#include "nacre/core/cpu_layout.h"
 #include "nacre/core/cpu_math.h"
 #include "nacre/core/cpu_memory.h"
 #include "nacre/core/cpu_primitives.h"
@@ -14,8 +15,8 @@
 namespace nacre {
 namespace {
 
-// What is kept of z = x - maximum and e = exp<A>(z) until their sum is known, what of the sum, and the result of both; then
-// what the backward adds up, and the gradient that follows from the sum.
+// What is kept of z = x - maximum and e = exp(z) until the sum of e is known, what of the sum, and the result of both;
+// then what the backward adds up, and the gradient that follows from the sum.
 template <class A>
 struct Softmax {
   using V = Vector<A>;
@@ -62,7 +63,8 @@ void forward_rows(const T* x, int64_t first, int64_t rows, int64_t last, int64_t
   }
 }
 
-// Leaves what is kept in the tile, and the columns' statistics in `statistic`, (W). meanwhile() is called once a vector.
+// Leaves what is kept in the tile, and the columns' statistics in `statistic`, (W); meanwhile() is called once a
+// vector.
 template <template <class> class Kind, class A, class Meanwhile>
 void forward_tile(A* tile, const Tiles& tiles, int64_t columns, A* statistic, Meanwhile meanwhile) {
   for (int64_t i = 0; i < columns; i += lanes<A>) {
@@ -160,16 +162,11 @@ void backward_tiles(const T* g, const T* s, const Tiles& tiles, T* grad) {
           sum += Kind<A>::term(load(g_tile + at, Whole{}), load(s_tile + at, Whole{}));
         store(sums + i, sum, Whole{});
       }
-      write_tile(g_tile, tiles, block, false, grad, [&](int64_t d, int64_t i, Vector<A> values, auto which) -> Vector<A> {
-        return Kind<A>::gradient(values, load(s_tile + d * tiles.pitch + i, which), load(sums + i, which));
+      write_tile(g_tile, tiles, block, false, grad, [&](int64_t d, int64_t i, Vector<A> of, auto which) -> Vector<A> {
+        return Kind<A>::gradient(of, load(s_tile + d * tiles.pitch + i, which), load(sums + i, which));
       });
     }
   });
-}
-
-Sizes sizes_of(const Tensor& tensor) {
-  const auto sizes = tensor.sizes();
-  return Sizes(sizes.begin(), sizes.end());
 }
 
 Slices slices_of(const Tensor& tensor, int64_t dim) {
