@@ -139,7 +139,11 @@ def _cost(
 
     Kept for a row and place: gates, and LSTM's cells or GRU's states (5 H together), and projected states; the input of
     each level; the initial states, of which zeros are kept once for all places; batch sizes, permutations and
-    dropout's seeds. ``frozen`` names, for each place, the parameters whose gradients are not asked for.
+    dropout's seeds.
+
+    ``elementwise``, ``backward_elementwise`` and ``passed_on`` (what is passed to the state before) are operations for
+    each of the H values of a row, biases apart; ``joint_bias`` tells that the two biases are added to each other first
+    and have one gradient. ``frozen`` names, for each place, the parameters whose gradients are not asked for.
     """
     width = proj_size + hidden_size * (1 - projection)
     sums, values = gates * hidden_size, rows * hidden_size
