@@ -1,17 +1,20 @@
 """What is special to LSTM and GRU: sequences of unlike lengths, states, dropout between levels, long sequences."""
 
 import copy
+from functools import partial
 from itertools import product
 
 import pytest
 import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import nacre
 from nacre.core.choice import record_choices
+from nacre.layers import LAYERS as SPECS
 from tests.layers.recurrent_support import CLOSE, LAYERS, PAIRS, assert_same_results, first_state, pair, states
-from tests.support import assert_as_good_as_torch, run, tensors
+from tests.support import SavedBytes, assert_as_good_as_torch, run, tensors
 
 # ---- packed sequences
 
@@ -293,3 +296,39 @@ def test_extreme_sums_give_finite_results_and_gradients(layer_class):
     output, gradients = run(layer, (values,), {})
     assert all(t.isfinite().all() for t in tensors(output))
     assert all(gradient.isfinite().all() for gradient in gradients[1:])
+
+
+# ---- the bill of what is frozen
+
+FROZEN = ["weight_ih", "weight_hh", "weight", "bias", "bias_ih", "hr", "l0", "l1", "l0_reverse", "reverse", ""]
+
+
+@pytest.mark.parametrize("given", ["states", "input", "nothing"])
+@pytest.mark.parametrize("frozen", FROZEN)
+@pytest.mark.parametrize("layer_class", [*LAYERS, partial(nacre.LSTM, proj_size=2)], ids=["lstm", "gru", "projected"])
+def test_the_bill_of_a_layer_that_is_partly_frozen(layer_class, frozen, given):
+    layer = layer_class(3, 4, 2, bidirectional=True, dropout=0.5)
+    for name, parameter in layer.named_parameters():
+        parameter.requires_grad_(frozen not in name)
+    values = torch.randn(5, 2, 3, requires_grad=given == "input")
+    arguments = (values, states(layer, 2, torch.float32)) if given == "states" else (values,)
+    spec = SPECS[layer.mode.lower()]
+    bill = spec.cost(**spec.sizes(layer, *arguments))
+    with SavedBytes(layer) as saved:
+        results = [result for result in tensors(layer(*arguments)) if result.requires_grad]
+    assert bill.saved_bytes == saved.bytes
+    with FlopCounterMode(display=False) as counter:
+        if results:
+            torch.autograd.backward(results, [torch.ones_like(result) for result in results])
+    assert bill.backward_flops == counter.get_total_flops()
+
+
+def test_the_sums_of_frozen_biases_are_not_billed():
+    # 10 rows; an LSTM's two biases have one sum of 4 H = 16 values, a GRU's have two of 3 H = 12
+    for layer, both, one in ((nacre.LSTM(3, 4), 160, 0), (nacre.GRU(3, 4), 240, 120)):
+        spec, values = SPECS[layer.mode.lower()], torch.randn(5, 2, 3)
+        trained = spec.cost(**spec.sizes(layer, values)).backward_elementwise_flops
+        layer.bias_ih_l0.requires_grad_(False)
+        assert spec.cost(**spec.sizes(layer, values)).backward_elementwise_flops == trained - one
+        layer.bias_hh_l0.requires_grad_(False)
+        assert spec.cost(**spec.sizes(layer, values)).backward_elementwise_flops == trained - both

@@ -1,8 +1,8 @@
 """What LSTM and GRU cost: the products of input and state with their weights, step by step.
 
 A row is one step of one sequence: T B of them, or the sum of the batch sizes of a packed batch. A place is one level in
-one direction. All numbers are sums over places, and levels above the first differ from it in the features they read
-alone, so the features read by all levels together stand for them.
+one direction. All numbers are sums over places, which differ in the features that they read, in the step that they
+start with, and in the gradients which are asked of them.
 """
 
 from collections.abc import Mapping
@@ -18,6 +18,7 @@ from nacre.core.spec import Letters
 COMPLEXITY = "time O(N H (D + H)), saved O(N (D + H))"
 
 INTEGER_BYTES = 8
+_KINDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")  # of a place, in torch's order
 
 
 def sizes(layer: torch.nn.RNNBase, input: Tensor | PackedSequence, hx: Any = None) -> dict[str, Any]:
@@ -49,7 +50,18 @@ def sizes(layer: torch.nn.RNNBase, input: Tensor | PackedSequence, hx: Any = Non
         "h0_gradient": gradients[0],
         "c0_gradient": gradients[1],
         "parameter_gradient": any(parameter.requires_grad for parameter in layer.parameters()),
+        "frozen": _frozen(layer),
     }
+
+
+def _frozen(layer: torch.nn.RNNBase) -> tuple[tuple[str, ...], ...]:
+    """For each place the kinds of its parameters whose gradients are not asked for."""
+    has = (True, True, layer.bias, layer.bias, layer.proj_size > 0)
+    kinds = [kind for kind, one in zip(_KINDS, has, strict=True) if one]
+    return tuple(
+        tuple(kind for kind, weight in zip(kinds, weights, strict=True) if not weight.requires_grad)
+        for weights in layer.all_weights
+    )
 
 
 def _names(sizes: Mapping[str, Any]) -> dict[str, str]:
@@ -77,17 +89,7 @@ def lstm_cost(**sizes: Any) -> Cost:
     the cell's gradient (2), the sums' (4), what is passed to the cell before (1); the state's gradient (1 for each of
     its R values); the biases' sum (4).
     """
-    return _cost(
-        gates=4,
-        cell=1,
-        elementwise=13,
-        elementwise_with_bias=4,
-        bias_sum=4,
-        backward_elementwise=24,
-        backward_elementwise_recurrent=0,
-        backward_elementwise_with_bias=4,
-        **sizes,
-    )
+    return _cost(gates=4, cell=1, elementwise=13, backward_elementwise=24, passed_on=0, joint_bias=True, **sizes)
 
 
 def gru_cost(**sizes: Any) -> Cost:
@@ -98,17 +100,7 @@ def gru_cost(**sizes: Any) -> Cost:
     Backward: the slopes of the 4 sums (13), their gradients (4), the state's gradient (1) and, but where nothing is
     before, what is passed to the state before (2); the sums of both biases (6).
     """
-    return _cost(
-        gates=3,
-        cell=0,
-        elementwise=10,
-        elementwise_with_bias=6,
-        bias_sum=0,
-        backward_elementwise=17,
-        backward_elementwise_recurrent=2,
-        backward_elementwise_with_bias=6,
-        **sizes,
-    )
+    return _cost(gates=3, cell=0, elementwise=10, backward_elementwise=17, passed_on=2, joint_bias=False, **sizes)
 
 
 def _cost(
@@ -120,11 +112,9 @@ def _cost(
     gates: int,
     cell: int,
     elementwise: int,
-    elementwise_with_bias: int,
-    bias_sum: int,
     backward_elementwise: int,
-    backward_elementwise_recurrent: int,
-    backward_elementwise_with_bias: int,
+    passed_on: int,
+    joint_bias: bool,
     proj_size: int = 0,
     projection: bool = False,
     num_layers: int = 1,
@@ -139,66 +129,78 @@ def _cost(
     h0_gradient: bool = False,
     c0_gradient: bool = False,
     parameter_gradient: bool = True,
+    frozen: tuple[tuple[str, ...], ...] = (),
 ) -> Cost:
     """Products, of 2 FLOPs for each weight and row.
 
-    Forward: input, state and projection. Backward: the input's gradient (of the first level only where it is asked
-    for); the state's, which the step that the recurrence starts with has none of unless h_0 asks for it; each
+    Forward: input, state and projection. Backward: the input's gradient, where it is asked for or the level below has
+    a backward; the state's, which the step that the recurrence starts with has none of unless h_0 asks for it; each
     weight's; the projection's input's.
 
     Kept for a row and place: gates, and LSTM's cells or GRU's states (5 H together), and projected states; the input of
     each level; the initial states, of which zeros are kept once for all places; batch sizes, permutations and
     dropout's seeds.
+
+    ``elementwise``, ``backward_elementwise`` and ``passed_on`` (what is passed to the state before) are operations for
+    each of the H values of a row, biases apart; ``joint_bias`` tells that the two biases are added to each other first
+    and have one gradient. ``frozen`` names, for each place, the parameters whose gradients are not asked for.
     """
-    places = num_layers * directions
     width = proj_size + hidden_size * (1 - projection)
-    sums = gates * hidden_size
-    features = input_size + (num_layers - 1) * directions * width
-    input_weights = directions * sums * features
-    state_weights = places * sums * width
-    projection_weights = places * width * hidden_size * projection
-    parameters = input_weights + state_weights + projection_weights + places * 2 * sums * bias
+    sums, values = gates * hidden_size, rows * hidden_size
+    states, outputs = batch * (width + cell * hidden_size), rows * directions * width
+    state_gradients = batch * (width * h0_gradient + hidden_size * c0_gradient)
+    exist = dict(zip(_KINDS, (1, 1, bias, bias, projection), strict=True))
 
-    recorded = 1 - (1 - input_gradient) * (1 - h0_gradient) * (1 - c0_gradient) * (1 - parameter_gradient)
-    first_rows = num_layers * (batch + (directions - 1) * last_batch) * (1 - h0_gradient)
-    frozen_weights = directions * sums * input_size * (1 - input_gradient)
-    state_products = rows * state_weights - first_rows * sums * width
-    weight_products = rows * (input_weights + state_weights + projection_weights) * parameter_gradient
-    input_products = rows * (input_weights - frozen_weights + projection_weights)
+    def place(features: int, first_rows: int, gradient: int, without: tuple[str, ...]) -> tuple[Cost, int]:
+        """The bill of a place that reads so many features, with a gradient or not, and whether it has a backward."""
+        asked = {kind: exist[kind] * parameter_gradient * (kind not in without) for kind in _KINDS}
+        recorded = max(gradient, h0_gradient, c0_gradient, *asked.values())
+        weights = {"weight_ih": sums * features, "weight_hh": sums * width, "weight_hr": width * hidden_size}
+        numbers = {**weights, "bias_ih": sums, "bias_hh": sums}
+        parameters = sum(numbers[kind] * exist[kind] for kind in _KINDS)
+        products = sum(weights[kind] * exist[kind] for kind in weights)
+        passed_back = weights["weight_ih"] * gradient + weights["weight_hh"] + weights["weight_hr"] * projection
+        if joint_bias:
+            bias_additions, bias_sums = sums * (rows + 1), max(asked["bias_ih"], asked["bias_hh"])
+        else:
+            bias_additions, bias_sums = 2 * sums * rows, asked["bias_ih"] + asked["bias_hh"]
+        kept = itemsize * (5 * values + rows * width * projection + states * initial_states)
+        bill = Cost(
+            parameters=parameters,
+            flops=2 * rows * products,
+            backward_flops=2 * rows * sum(weights[kind] * asked[kind] for kind in weights)
+            + 2 * (rows * passed_back - first_rows * weights["weight_hh"]) * recorded,
+            elementwise_flops=values * elementwise + bias_additions * bias,
+            backward_elementwise_flops=rows * sums * bias_sums
+            + (values * backward_elementwise + (rows - first_rows) * hidden_size * passed_on + rows * width) * recorded,
+            bytes=itemsize * (parameters + states * (1 + initial_states)),
+            backward_bytes=(kept + itemsize * (parameters + state_gradients)) * recorded
+            + itemsize * sum(numbers[kind] * asked[kind] for kind in _KINDS),
+            saved_bytes=kept * recorded,
+        )
+        return bill, recorded
 
-    dropped = rows * directions * width * (num_layers - 1) * dropout
-    values = rows * hidden_size * places
-    states = batch * (width + cell * hidden_size)
-    outputs = rows * directions * width
-    initial_values = states * (1 + (places - 1) * initial_states)
+    total = Cost(bytes=itemsize * (rows * input_size + outputs))
+    gradient: int = input_gradient  # whether what a level reads has one
+    for level in range(num_layers):
+        features, recorded = directions * width if level else input_size, 0
+        for direction in range(directions):
+            first_rows = (last_batch if direction else batch) * (1 - h0_gradient)
+            without = frozen[level * directions + direction] if frozen else ()
+            bill, of_place = place(features, first_rows, gradient, without)
+            total, recorded = total + bill, max(recorded, of_place)
+        drops = dropout * (level + 1 < num_layers)
+        kept = (itemsize * rows * features + INTEGER_BYTES * drops) * recorded
+        total += Cost(
+            elementwise_flops=4 * outputs * drops,
+            backward_elementwise_flops=4 * outputs * drops * recorded,
+            backward_bytes=kept,
+            saved_bytes=kept,
+        )
+        gradient = recorded
     integers = packed_steps + batch * permuted * (1 + h0_gradient + c0_gradient - h0_gradient * c0_gradient)
-    saved_bytes = recorded * (
-        itemsize * (rows * features + 5 * values + rows * places * width * projection + initial_values)
-        + INTEGER_BYTES * (integers + (num_layers - 1) * dropout)
-    )
-    return Cost(
-        parameters=parameters,
-        flops=2 * rows * (input_weights + state_weights + projection_weights),
-        backward_flops=2 * recorded * (state_products + weight_products + input_products),
-        elementwise_flops=values * (elementwise + elementwise_with_bias * bias)
-        + places * hidden_size * bias_sum * bias
-        + 4 * dropped,
-        backward_elementwise_flops=recorded
-        * (
-            values * (backward_elementwise + backward_elementwise_with_bias * bias * parameter_gradient)
-            + (rows * places - first_rows) * hidden_size * backward_elementwise_recurrent
-            + rows * places * width
-            + 4 * dropped
-        ),
-        bytes=itemsize * (rows * input_size + parameters + outputs + places * states * (1 + initial_states)),
-        backward_bytes=saved_bytes
-        + recorded
-        * itemsize
-        * (
-            outputs
-            + parameters * (1 + parameter_gradient)
-            + rows * input_size * input_gradient
-            + places * batch * (width * h0_gradient + hidden_size * c0_gradient)
-        ),
-        saved_bytes=saved_bytes,
+    kept = (itemsize * states * (1 - initial_states) + INTEGER_BYTES * integers) * gradient
+    return total + Cost(
+        backward_bytes=kept + itemsize * (outputs * gradient + rows * input_size * input_gradient),
+        saved_bytes=kept,
     )
