@@ -109,6 +109,12 @@ def test_no_file_is_too_long():
         assert lines <= limit, f"{path} has {lines} lines, of at most {limit}"
 
 
+def test_no_line_of_cpp_is_too_long():
+    for path in [*PACKAGE.rglob("*.cpp"), *PACKAGE.rglob("*.h")]:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            assert len(line) <= 120, f"{path}:{number} has {len(line)} characters, of at most 120"
+
+
 def test_importing_nacre_imports_nothing_optional():
     optional = {"jinja2", "latex2mathml", "lightning", "matplotlib", "pandas", "rich", "safetensors", "scipy"}
     optional |= {"sklearn", "sympy", "tqdm", "triton"}

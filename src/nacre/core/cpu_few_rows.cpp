@@ -49,8 +49,8 @@ constexpr int64_t steps_at_once = 4;
 constexpr int64_t column_block = 512;
 
 template <class A, int64_t rows, int64_t steps>
-void add_rows(const A* left, int64_t left_stride, const A* right, int64_t right_stride, int64_t columns, bool add, A* out,
-              int64_t out_stride) {
+void add_rows(const A* left, int64_t left_stride, const A* right, int64_t right_stride, int64_t columns, bool add,
+              A* out, int64_t out_stride) {
   over_row<A>(columns, [&](int64_t n, auto which) {
     Vector<A> values[steps];
     for (int64_t k = 0; k < steps; ++k) values[k] = load(right + k * right_stride + n, which);
@@ -103,10 +103,12 @@ void few_rows_by_sums(const A* left, int64_t left_stride, int64_t rows, const A*
   }
 }
 
-template void few_rows_by_dots(const float*, int64_t, int64_t, const float*, int64_t, int64_t, int64_t, bool, float*, int64_t);
+template void few_rows_by_dots(const float*, int64_t, int64_t, const float*, int64_t, int64_t, int64_t, bool, float*,
+                               int64_t);
 template void few_rows_by_dots(const double*, int64_t, int64_t, const double*, int64_t, int64_t, int64_t, bool, double*,
                                int64_t);
-template void few_rows_by_sums(const float*, int64_t, int64_t, const float*, int64_t, int64_t, int64_t, bool, float*, int64_t);
+template void few_rows_by_sums(const float*, int64_t, int64_t, const float*, int64_t, int64_t, int64_t, bool, float*,
+                               int64_t);
 template void few_rows_by_sums(const double*, int64_t, int64_t, const double*, int64_t, int64_t, int64_t, bool, double*,
                                int64_t);
 

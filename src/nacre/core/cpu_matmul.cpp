@@ -25,8 +25,8 @@ inline void transpose(Vector<A>* rows) {
   }
 }
 
-// Columns of the matrix (K, columns), which lie side by side: packed rows are `stride` apart. The rows may be pages apart,
-// where the processor does not foresee the next one.
+// Columns of the matrix (K, columns), which lie side by side: packed rows are `stride` apart. The rows may be pages
+// apart, where the processor does not foresee the next one.
 template <class T>
 void pack_side_by_side(Matrix<T> matrix, int64_t depth, int64_t columns, Accumulator<T>* packed, int64_t stride) {
   using A = Accumulator<T>;
@@ -54,7 +54,8 @@ void pack_vector(Matrix<T> matrix, int64_t depth, int64_t columns, Accumulator<T
       packed[k * stride + n] = n < columns ? static_cast<A>(*matrix.at(k, n).values) : A(0);
 }
 
-// Columns of the matrix (K, columns) as one panel or strip, whose rows are `stride` apart; zeros fill the last vector up.
+// Columns of the matrix (K, columns) as one panel or strip, whose rows are `stride` apart; zeros fill up the last
+// vector.
 template <class T>
 void pack(Matrix<T> matrix, int64_t depth, int64_t columns, Accumulator<T>* packed, int64_t stride) {
   using A = Accumulator<T>;

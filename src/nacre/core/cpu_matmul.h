@@ -68,8 +68,8 @@ inline void pack_panels(Matrix<T> matrix, int64_t depth, int64_t columns, Accumu
 }
 
 // Packs the rows of a matrix (M, K) into strips, (K, strip_rows) each, one after the other; what is no row of the last
-// one is left as it is, but for the lanes of a vector. row_sums: (M), the sums of the rows, or added to what is there; or
-// null.
+// one is left as it is, but for the lanes of a vector. row_sums: (M), the sums of the rows, or added to what is there;
+// or null.
 template <class A>
 void pack_strips(Matrix<A> matrix, int64_t rows, int64_t depth, A* packed, A* row_sums = nullptr, bool add = false);
 

@@ -1,5 +1,6 @@
-// Memory that stays: what a kernel's results lie in comes from a pool and goes back to it, so that a training step finds
-// the memory of the step before, already mapped, instead of faulting in fresh pages. memory.py tells and sets its bounds.
+// Memory that stays: what a kernel's results lie in comes from a pool and goes back to it, so that a training step
+// finds the memory of the step before, already mapped, instead of faulting in fresh pages. memory.py tells and sets its
+// bounds.
 #pragma once
 
 #include <torch/csrc/stable/library.h>

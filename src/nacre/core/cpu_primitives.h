@@ -103,13 +103,15 @@ template <class T>
 inline Stored<T> read(const T* from, Part part) {
   Stored<T> values = {};
   const int64_t count = std::min<int64_t>(part.count, sizeof(values) / sizeof(T));  // a part is no more: so GCC knows
-  for (int64_t lane = 0; lane < count; ++lane) std::memcpy(reinterpret_cast<T*>(&values) + lane, from + lane, sizeof(T));
+  for (int64_t lane = 0; lane < count; ++lane)
+    std::memcpy(reinterpret_cast<T*>(&values) + lane, from + lane, sizeof(T));
   return values;
 }
 
 template <class T>
 inline void write(T* to, Stored<T> values, Part part) {
-  for (int64_t lane = 0; lane < part.count; ++lane) std::memcpy(to + lane, reinterpret_cast<T*>(&values) + lane, sizeof(T));
+  for (int64_t lane = 0; lane < part.count; ++lane)
+    std::memcpy(to + lane, reinterpret_cast<T*>(&values) + lane, sizeof(T));
 }
 #endif
 
@@ -257,8 +259,8 @@ inline void in_parallel(int64_t count, int64_t per_thread, const Body& body) {
 
 // ---- sums over rows: the same bits for any number of threads
 
-// Consecutive rows whose values are added apart, before the blocks are added in pairs. The shape alone decides them, and
-// they are short: rounding errors grow with the length of a plain sum.
+// Consecutive rows whose values are added apart, before the blocks are added in pairs. The shape alone decides them,
+// and they are short: rounding errors grow with the length of a plain sum.
 struct RowBlocks {
   int64_t rows, size, count, per_thread;
 
@@ -280,7 +282,9 @@ inline void add_blocks(A* sums, A* result, int64_t blocks, int64_t features) {
     for (int64_t block = 0; block + distance < blocks; block += 2 * distance) {
       A* to = sums + block * features;
       const A* from = to + distance * features;
-      over_row<A>(features, [&](int64_t i, auto which) { store(to + i, load(to + i, which) + load(from + i, which), which); });
+      over_row<A>(features, [&](int64_t i, auto which) {
+        store(to + i, load(to + i, which) + load(from + i, which), which);
+      });
     }
   if (blocks > 0)
     std::copy(sums, sums + features, result);

@@ -136,7 +136,7 @@ struct Product {
     A* packed;
   };
 
-  // Rows of the left factor: where they lie, or, where they are packed, their first strip and how far it is to the next.
+  // Rows of the left factor: where they lie, or, where they are packed, their first strip and the step to the next.
   struct Block {
     Matrix<A> where;
     const A* strips;
@@ -152,7 +152,7 @@ struct Product {
                      to + m * out_stride, out_stride, ahead);
   }
 
-  // What multiply_rows packs after a block and a part of the depth, where that lies in rows which no processor foresees.
+  // What multiply_rows packs after a block and a part of the depth, where it lies in rows which no processor foresees.
   Ahead packed_next(const Portion& portion, int64_t m, int64_t part, int64_t end) const {
     const bool same_rows = part + 1 < portion.part_end;
     const int64_t row = same_rows ? m : m + row_block, next = same_rows ? part + 1 : portion.part;

@@ -1,7 +1,7 @@
 // Counter-based random numbers: the words of random.py, many blocks of four at a time.
 //
-// Philox4x32-10 multiplies words of 32 bits into products of 64, so a word stands in the lower half of a lane of 64 bits;
-// what the upper half holds does not matter.
+// Philox4x32-10 multiplies words of 32 bits into products of 64, so a word stands in the lower half of a lane of 64
+// bits; what the upper half holds does not matter.
 #pragma once
 
 #include "nacre/core/cpu_primitives.h"

@@ -40,7 +40,8 @@ inline A maximum_of_row(const T* x, int64_t size) {
   Vector<A> maxima[4] = {lowest, lowest, lowest, lowest};
   int64_t i = 0;
   for (; i + 4 * lanes<A> <= size; i += 4 * lanes<A>)
-    for (int64_t side = 0; side < 4; ++side) maxima[side] = larger(load(x + i + side * lanes<A>, Whole{}), maxima[side]);
+    for (int64_t side = 0; side < 4; ++side)
+      maxima[side] = larger(load(x + i + side * lanes<A>, Whole{}), maxima[side]);
   over_row<A>(size - i, [&](int64_t rest, auto which) {
     maxima[0] = larger(keep<A>(load(x + i + rest, which), which, -infinity<A>), maxima[0]);
   });
@@ -64,7 +65,8 @@ struct Slices {
   int64_t outer = 1, size = 1, inner = 1;
 
   Slices(const Sizes& sizes, int64_t dim) {
-    for (int64_t i = 0; i < static_cast<int64_t>(sizes.size()); ++i) (i < dim ? outer : i == dim ? size : inner) *= sizes[i];
+    for (int64_t i = 0; i < static_cast<int64_t>(sizes.size()); ++i)
+      (i < dim ? outer : i == dim ? size : inner) *= sizes[i];
   }
 
   int64_t values() const { return outer * size * inner; }
@@ -78,9 +80,9 @@ struct Slices {
   // Whether columns are worked on side by side: a short row would leave most lanes of a vector empty.
   bool in_tiles() const { return inner != 1 || (size <= short_row && outer >= 2 * short_row); }
 
-  // Calls body(first, rows, last, scratch) for rows which stay in cache together, up to as many as a vector has lanes, so
-  // that what a row needs once is computed for all of them at once. `last` is the last row that the thread reads, and
-  // scratch has room for `scratch_values` a row.
+  // Calls body(first, rows, last, scratch) for rows which stay in cache together, up to as many as a vector has lanes,
+  // so that what a row needs once is computed for all of them at once. `last` is the last row that the thread reads,
+  // and scratch has room for `scratch_values` a row.
   template <class A, class Body>
   void over_rows(int64_t scratch_values, const Body& body) const {
     const int64_t per_thread = std::max<int64_t>(values_per_thread / std::max<int64_t>(size, 1), 1);

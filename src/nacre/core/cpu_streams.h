@@ -15,7 +15,8 @@ constexpr int64_t bytes_in_caches = int64_t(1) << 23;
 // Whether it is worth it for `count` values; `to` is then aligned to a vector.
 template <class T>
 inline bool streams(const T* to, int64_t count) {
-  return count * static_cast<int64_t>(sizeof(T)) >= bytes_in_caches && reinterpret_cast<uintptr_t>(to) % vector_bytes == 0;
+  const bool aligned = reinterpret_cast<uintptr_t>(to) % vector_bytes == 0;
+  return aligned && count * static_cast<int64_t>(sizeof(T)) >= bytes_in_caches;
 }
 
 // The same for rows that are stored one by one: each has to begin where a vector does.

@@ -1,5 +1,5 @@
-// Tiles of columns: what softmax and cross-entropy do to slices which are no rows, with the columns in the lanes of vectors.
-// A tile stays in cache between the passes over it, and the next one is copied from memory meanwhile.
+// Tiles of columns: what softmax and cross-entropy do to slices which are no rows, with the columns in the lanes of
+// vectors. A tile stays in cache between the passes over it, and the next one is copied from memory meanwhile.
 //
 // x: (N, D, M): N outer positions, D values along the dimension, M inner positions; N M columns. A tile: (D, W).
 #pragma once
@@ -28,7 +28,9 @@ struct Tiles {
   explicit Tiles(const Slices& slices) : outer(slices.outer), size(slices.size), inner(slices.inner) {
     // the rows are runs of memory as long as can be while a tile stays in the nearest caches
     const int64_t fitting = std::clamp<int64_t>(8192 / std::max<int64_t>(size, 1) / 64 * 64, 64, 1024);
-    positions = inner < 32 ? std::clamp<int64_t>(fitting / std::max<int64_t>(inner, 1), 1, std::max<int64_t>(outer, 1)) : 1;
+    positions = 1;
+    if (inner < 32)
+      positions = std::clamp<int64_t>(fitting / std::max<int64_t>(inner, 1), 1, std::max<int64_t>(outer, 1));
     width = inner < 32 ? positions * inner : std::min(inner, fitting);
     pitch = (width + 15) / 16 * 16;
     pitch += pitch % 128 == 0 ? 16 : 0;
@@ -138,7 +140,8 @@ inline void write_tile(A* tile, const Tiles& tiles, const Block& block, bool str
   if (tiles.within()) {
     for (int64_t d = 0; d < size; ++d)
       over_row<A>(block.count, [&](int64_t i, auto which) {
-        put(to + block.start + d * inner + i, value(d, i, load(tile + d * tiles.pitch + i, which), which), which, stream);
+        const auto values = value(d, i, load(tile + d * tiles.pitch + i, which), which);
+        put(to + block.start + d * inner + i, values, which, stream);
       });
     return;
   }
