@@ -138,10 +138,6 @@ def test_the_peak_is_seen_though_it_is_given_back():
     assert nothing < 2**20
 
 
-def test_sizes_in_words():
-    assert [memory.mebibytes(value) for value in (None, 2**19, 2**20 * 250)] == ["", "0.5 MiB", "250 MiB"]
-
-
 # ---- training
 
 

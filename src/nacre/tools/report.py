@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.figure import Figure
 
 from nacre.applications.training import Result
-from nacre.tools.show import quantity
+from nacre.tools.quantities import quantity
 from nacre.tools.table import LayerRow
 
 

@@ -4,22 +4,10 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from nacre.tools.quantities import quantity
 from nacre.tools.table import LayerRow, layer_table
 
 WIDTH = 150
-
-
-def quantity(number: int) -> str:
-    """A count with three digits and a unit: 1,797,120 as 1.80 M.
-
-    Example:
-        >>> quantity(1024), quantity(1_797_120), quantity(31)
-        ('1.02 k', '1.80 M', '31')
-    """
-    for unit, size in (("T", 10**12), ("G", 10**9), ("M", 10**6), ("k", 10**3)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}" if number / size >= 10 else f"{number / size:.2f} {unit}"
-    return str(number)
 
 
 def show_layers(console: Console | None = None) -> list[LayerRow]:

@@ -20,10 +20,10 @@ from torch import nn
 import nacre.threads
 from nacre.tools.bench.children import environment, run_job
 from nacre.tools.bench.machine import CHANGING
-from nacre.tools.bench.markdown import milliseconds
 from nacre.tools.bench.results import NACRE, TORCH
 from nacre.tools.bench.study import Options, Study, Table
 from nacre.tools.convert import convert
+from nacre.tools.quantities import milliseconds
 
 _NEIGHBOUR = """
 import os, sys

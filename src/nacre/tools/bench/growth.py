@@ -13,13 +13,13 @@ from nacre.core.spec import Case, Normal, Same
 from nacre.layers import LAYERS
 from nacre.tools.bench.children import environment, run_job
 from nacre.tools.bench.comparing import apart, measured
-from nacre.tools.bench.markdown import milliseconds
-from nacre.tools.bench.memory import mebibytes, peak_bytes, saved_bytes
+from nacre.tools.bench.memory import peak_bytes, saved_bytes
 from nacre.tools.bench.results import NACRE, TORCH, Ceilings, Row
 from nacre.tools.bench.run import measured_ceilings
 from nacre.tools.bench.selection import DTYPES, Settings
 from nacre.tools.bench.sides import Step, build
 from nacre.tools.bench.study import Options, Panel, Study, Table
+from nacre.tools.quantities import mebibytes, milliseconds
 
 TOKENS = (256, 512, 1024, 2048, 4096, 8192)
 DROPOUTS = (0.0, 0.1)

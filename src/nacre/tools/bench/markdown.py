@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from nacre.tools.bench.results import COMPILED, NACRE, TORCH, BenchReport, Row, Side
 from nacre.tools.bench.study import Table
+from nacre.tools.quantities import milliseconds
 
 HEADINGS = (
     "case",
@@ -79,17 +80,6 @@ def problem_lines(rows: list[Row]) -> list[str]:
         for name, side in row.sides.items()
         if side.problem
     ]
-
-
-def milliseconds(seconds: float) -> str:
-    """A time with three digits.
-
-    Example:
-        >>> milliseconds(0.0123456), milliseconds(1.5), milliseconds(2.5e-6)
-        ('12.3 ms', '1500 ms', '0.0025 ms')
-    """
-    value = seconds * 1e3
-    return f"{value:.0f} ms" if value >= 100 else f"{value:.3g} ms"
 
 
 def _time(side: Side | None) -> str:

@@ -45,16 +45,3 @@ def saved_bytes(module: nn.Module, forward: Callable[[], object]) -> int:
         output = forward()
     del output
     return sum(storage.nbytes() for storage in storages.values())
-
-
-def mebibytes(bytes: int | None) -> str:
-    """A size with three digits; empty for None.
-
-    Example:
-        >>> mebibytes(3 * 2**19), mebibytes(2**30), mebibytes(None)
-        ('1.5 MiB', '1024 MiB', '')
-    """
-    if bytes is None:
-        return ""
-    value = bytes / 2**20
-    return f"{value:.0f} MiB" if value >= 100 else f"{value:.3g} MiB"

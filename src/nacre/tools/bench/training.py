@@ -16,10 +16,10 @@ from torch import nn
 from nacre.applications import build
 from nacre.applications.application import Application
 from nacre.tools.bench.children import environment, run_job
-from nacre.tools.bench.markdown import milliseconds
 from nacre.tools.bench.results import NACRE, TORCH
 from nacre.tools.bench.study import Options, Panel, Study, Table
 from nacre.tools.convert import convert
+from nacre.tools.quantities import milliseconds
 
 AGREEMENT = 1e-3
 """Largest relative difference between two loss curves of one run. Both start from the same weights and see the same

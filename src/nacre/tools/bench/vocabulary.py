@@ -16,13 +16,13 @@ from nacre.core.spec import Integers, Normal
 from nacre.tools.bench.agreement import disagreement
 from nacre.tools.bench.children import environment, run_job
 from nacre.tools.bench.comparing import apart
-from nacre.tools.bench.markdown import milliseconds
 from nacre.tools.bench.measuring import measure
-from nacre.tools.bench.memory import mebibytes, peak_bytes
+from nacre.tools.bench.memory import peak_bytes
 from nacre.tools.bench.results import NACRE
 from nacre.tools.bench.selection import Settings
 from nacre.tools.bench.sides import Step, in_float64
 from nacre.tools.bench.study import Options, Study, Table
+from nacre.tools.quantities import mebibytes, milliseconds
 
 FEATURES, CLASSES, TOKENS = 768, 50_257, 1024  # GPT-2's
 SEPARATE, FUSED = "torch.nn, Linear and CrossEntropyLoss", "torch.nn.LinearCrossEntropyLoss"

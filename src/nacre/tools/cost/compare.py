@@ -6,7 +6,8 @@ from typing import Any
 
 from nacre.core.cost import Cost
 from nacre.tools.cost.report import CostReport, CostRow
-from nacre.tools.cost.text import aligned, duration, quantity
+from nacre.tools.cost.text import aligned
+from nacre.tools.quantities import duration, quantity
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from nacre.applications.files import replacing
 from nacre.layers import LAYERS
 from nacre.tools.bench.results import Machine
 from nacre.tools.cost.report import CostReport
-from nacre.tools.cost.text import duration, own_label, quantity, shapes
+from nacre.tools.cost.text import own_label, shapes
 from nacre.tools.formula import NAMES, cost_formula
 from nacre.tools.overview.page import mathml
+from nacre.tools.quantities import duration, quantity
 
 Values = Mapping[str, Any]
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from nacre.core.cost import Cost
 from nacre.tools.cost.report import CostReport, CostRow
+from nacre.tools.quantities import duration, quantity
 
 
 def own_label(names: Iterable[str]) -> str:
@@ -14,34 +15,6 @@ def own_label(names: Iterable[str]) -> str:
         '(own: residual + dropout + norm, add)'
     """
     return f"(own: {', '.join(names) or 'operations'})"
-
-
-def quantity(number: float) -> str:
-    """A count with three digits and a unit: 1,797,120 as 1.80 M.
-
-    Example:
-        >>> quantity(1024), quantity(1_797_120), quantity(31)
-        ('1.02 k', '1.80 M', '31')
-    """
-    for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(number) >= size:
-            return f"{number / size:.{2 if abs(number) < 10 * size else 1 if abs(number) < 100 * size else 0}f} {unit}"
-    return f"{number:g}"
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds with three digits and a unit; nothing for None.
-
-    Example:
-        >>> duration(0.00123), duration(2.5), duration(None)
-        ('1.23 ms', '2.5 s', '')
-    """
-    if seconds is None:
-        return ""
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds / 1e-6:.3g} us"
 
 
 def shapes(of: tuple[tuple[int, ...], ...]) -> str:

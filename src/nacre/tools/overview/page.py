@@ -22,7 +22,7 @@ from nacre.tools.overview.connections import connect
 from nacre.tools.overview.picture import STYLE, caption, draw, standalone
 from nacre.tools.overview.scenes import scenes_of
 from nacre.tools.overview.usage import Usage, usage
-from nacre.tools.show import quantity
+from nacre.tools.quantities import quantity
 from nacre.tools.table import LayerRow, layer_table
 
 
