@@ -1,7 +1,5 @@
 """The demonstration: every layer checked, and one model trained with torch.nn's layers and with nacre's."""
 
-import os
-import platform
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from nacre.blocks import BLOCKS
 from nacre.core import native
 from nacre.core.spec import LayerSpec
 from nacre.layers import LAYERS
+from nacre.tools.bench.machine import describe
 from nacre.tools.bench.training import AGREEMENT, largest_difference
 from nacre.tools.convert import convert
 from nacre.tools.gradcheck import gradcheck
@@ -115,7 +114,7 @@ def demo(page: Path, *, source: Path | None = None, steps: int = 300, seed: int 
     write_page(
         page,
         Page(
-            machine=describe_machine(),
+            machine=f"{describe()}; float32",
             rows=rows,
             checks=checks,
             torch=comparison.torch,
@@ -139,13 +138,4 @@ def _print(comparison: Comparison, console: Console) -> None:
     console.print(
         f"The loss curves {verdict}: largest relative difference {comparison.difference:.1e}, limit {AGREEMENT:.0e}.",
         highlight=False,
-    )
-
-
-def describe_machine() -> str:
-    """Processor, threads and versions, for a report."""
-    return (
-        f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads,"
-        f" {torch.backends.cpu.get_cpu_capability()}; Python {platform.python_version()}, torch {torch.__version__},"
-        f" kernels {'not built' if native.unavailable() else 'compiled'}; float32"
     )

@@ -1,17 +1,16 @@
 """Writes the demonstration's page: one HTML file that needs no other file and no network."""
 
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.figure import Figure
 
 from nacre.applications.training import Result
+from nacre.tools import pages
 from nacre.tools.quantities import quantity
 from nacre.tools.table import LayerRow
 
@@ -40,23 +39,15 @@ class Page:
 
 
 def write_page(path: Path, page: Page) -> None:
-    """Writes the page to a temporary name, then renames it, so that no half-written page is ever seen."""
-    environment = Environment(
-        loader=PackageLoader("nacre.tools"), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
-    )
+    """Writes the page; no half-written one is ever seen."""
+    environment = pages.templates()
     environment.filters["quantity"] = quantity
     text = environment.get_template("demo.html").render(
         page=page,
         losses=_losses({"torch.nn": page.torch.training_loss, "nacre": page.nacre.training_loss}),
         differences=_differences(page),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    pages.write(path, text)
 
 
 def _losses(curves: Mapping[str, Mapping[int, float]]) -> str:

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from nacre.applications.files import replacing
 from nacre.layers import LAYERS
+from nacre.tools import pages
 from nacre.tools.bench.results import Machine
 from nacre.tools.cost.report import CostReport
 from nacre.tools.cost.text import own_label, shapes
@@ -23,17 +22,13 @@ Values = Mapping[str, Any]
 
 
 def write_page(report: CostReport, path: Path) -> None:
-    """Writes the page to a temporary name, then renames it, so that no half-written page is ever seen."""
-    text = page(report.to_json())
-    with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+    """Writes the page; no half-written one is ever seen."""
+    pages.write(path, page(report.to_json()))
 
 
 def page(bill: Values) -> str:
     """The page of a bill, from what ``CostReport.to_json`` returns."""
-    environment = Environment(
-        loader=PackageLoader("nacre.tools"), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
-    )
+    environment = pages.templates()
     environment.filters["shapes"] = _shapes
     loader = environment.loader
     assert loader is not None

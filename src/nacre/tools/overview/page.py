@@ -8,15 +8,14 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 import torch
-from jinja2 import Environment, PackageLoader, select_autoescape
 from latex2mathml.converter import convert as to_mathml
 from markupsafe import Markup
 
 from nacre.applications import APPLICATIONS
-from nacre.applications.files import replacing
 from nacre.blocks import BLOCKS
 from nacre.core.spec import LayerSpec
 from nacre.layers import LAYERS
+from nacre.tools import pages
 from nacre.tools.formula import NAMES, CostFormula, cost_formula
 from nacre.tools.overview.connections import connect
 from nacre.tools.overview.picture import STYLE, caption, draw, standalone
@@ -147,15 +146,13 @@ def _growth_as_latex(text: str) -> str:
 
 
 def write_page(path: Path, shown: list[Sheet]) -> None:
-    """Writes the page under a temporary name, then renames it, so that no half-written page is ever seen."""
-    environment = Environment(
-        loader=PackageLoader("nacre.tools"), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
-    )
+    """Writes the page; no half-written one is ever seen."""
+    environment = pages.templates()
     environment.filters["quantity"] = quantity
     text = environment.get_template("overview.html").render(
         sheets=shown, style=Markup(STYLE), applications=APPLICATIONS, blocks=BLOCKS
     )
-    _write(path, text)
+    pages.write(path, text)
 
 
 def write_pictures(folder: Path, shown: list[Sheet]) -> list[Path]:
@@ -164,12 +161,6 @@ def write_pictures(folder: Path, shown: list[Sheet]) -> list[Path]:
     for sheet in shown:
         for number, drawn in enumerate(sheet.pictures, start=1):
             path = folder / f"{sheet.spec.name}{f'_{number}' if number > 1 else ''}.svg"
-            _write(path, standalone(drawn.picture))
+            pages.write(path, standalone(drawn.picture))
             paths.append(path)
     return paths
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
