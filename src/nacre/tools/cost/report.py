@@ -8,8 +8,6 @@ from typing import Any
 from nacre.core.cost import Cost
 from nacre.tools.bench.results import Ceilings, Machine
 
-COUNTS = tuple(one.name for one in fields(Cost))
-
 _IN_WORDS = {
     "nacre::residual_dropout_layer_norm": "residual + dropout + norm",
     "nacre::residual_dropout": "residual + dropout",
