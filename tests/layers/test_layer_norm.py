@@ -208,6 +208,35 @@ def test_the_bill_of_what_is_frozen(layers):
         assert (bill.backward_elementwise_flops, bill.backward_bytes) == (flops, 4 * numbers), (frozen, gradient)
 
 
+class Functional(torch.nn.Module):
+    """Layer or group normalisation of given weights, by a function."""
+
+    def __init__(self, layer, function, given):
+        super().__init__()
+        self.layer, self.function, self.given = layer, function, given
+
+    def forward(self, input):
+        return self.function(input, self.given, self.layer.weight, self.layer.bias)
+
+
+@pytest.mark.parametrize("frozen", ["", "bias", "weight", "weight bias"])
+def test_the_bill_of_what_is_frozen_and_normalised_by_a_function(frozen):
+    images = torch.randn(4, 6, 1, 1, requires_grad=True)
+    for layer, function, given, input in (
+        (torch.nn.LayerNorm(6), torchs_layer_norm, (6,), torch.randn(4, 6, requires_grad=True)),
+        (torch.nn.LayerNorm(6), layer_norm, (6,), torch.randn(4, 6, requires_grad=True)),
+        (torch.nn.GroupNorm(1, 6), torch.nn.functional.group_norm, 1, images),  # the rows and features of those above
+    ):
+        model = Functional(layer, function, given)
+        without = nacre.cost(model.requires_grad_(False), input)
+        assert without.backward_elementwise_flops == 24 * 10 + 8
+        for name in ("weight", "bias"):
+            layer.get_parameter(name).requires_grad_(name not in frozen.split())
+        bill, asked = nacre.cost(model, input), (layer.weight.requires_grad, layer.bias.requires_grad)
+        assert bill.backward_elementwise_flops == without.backward_elementwise_flops + 24 * (2 * asked[0] + asked[1])
+        assert bill.backward_bytes == without.backward_bytes + 4 * 6 * sum(asked)
+
+
 def test_the_bill_of_a_frozen_norm_in_one_pass_with_a_sum():
     # as above, with mean and variance again (4 an element and a row), the gradient of the sum (1) and, of the branch
     # that drops, 4

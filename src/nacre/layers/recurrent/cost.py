@@ -18,7 +18,7 @@ from nacre.core.spec import Letters
 COMPLEXITY = "time O(N H (D + H)), saved O(N (D + H))"
 
 INTEGER_BYTES = 8
-_KINDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")  # of a place, in torch's order
+KINDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")  # of a place, in torch's order
 
 
 def sizes(layer: torch.nn.RNNBase, input: Tensor | PackedSequence, hx: Any = None) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def sizes(layer: torch.nn.RNNBase, input: Tensor | PackedSequence, hx: Any = Non
 def _frozen(layer: torch.nn.RNNBase) -> tuple[tuple[str, ...], ...]:
     """For each place the kinds of its parameters whose gradients are not asked for."""
     has = (True, True, layer.bias, layer.bias, layer.proj_size > 0)
-    kinds = [kind for kind, one in zip(_KINDS, has, strict=True) if one]
+    kinds = [kind for kind, one in zip(KINDS, has, strict=True) if one]
     return tuple(
         tuple(kind for kind, weight in zip(kinds, weights, strict=True) if not weight.requires_grad)
         for weights in layer.all_weights
@@ -149,15 +149,15 @@ def _cost(
     sums, values = gates * hidden_size, rows * hidden_size
     states, outputs = batch * (width + cell * hidden_size), rows * directions * width
     state_gradients = batch * (width * h0_gradient + hidden_size * c0_gradient)
-    exist = dict(zip(_KINDS, (1, 1, bias, bias, projection), strict=True))
+    exist = dict(zip(KINDS, (1, 1, bias, bias, projection), strict=True))
 
     def place(features: int, first_rows: int, gradient: int, without: tuple[str, ...]) -> tuple[Cost, int]:
         """The bill of a place that reads so many features, with a gradient or not, and whether it has a backward."""
-        asked = {kind: exist[kind] * parameter_gradient * (kind not in without) for kind in _KINDS}
+        asked = {kind: exist[kind] * parameter_gradient * (kind not in without) for kind in KINDS}
         recorded = max(gradient, h0_gradient, c0_gradient, *asked.values())
         weights = {"weight_ih": sums * features, "weight_hh": sums * width, "weight_hr": width * hidden_size}
         numbers = {**weights, "bias_ih": sums, "bias_hh": sums}
-        parameters = sum(numbers[kind] * exist[kind] for kind in _KINDS)
+        parameters = sum(numbers[kind] * exist[kind] for kind in KINDS)
         products = sum(weights[kind] * exist[kind] for kind in weights)
         passed_back = weights["weight_ih"] * gradient + weights["weight_hh"] + weights["weight_hr"] * projection
         if joint_bias:
@@ -175,7 +175,7 @@ def _cost(
             + (values * backward_elementwise + (rows - first_rows) * hidden_size * passed_on + rows * width) * recorded,
             bytes=itemsize * (parameters + states * (1 + initial_states)),
             backward_bytes=(kept + itemsize * (parameters + state_gradients)) * recorded
-            + itemsize * sum(numbers[kind] * asked[kind] for kind in _KINDS),
+            + itemsize * sum(numbers[kind] * asked[kind] for kind in KINDS),
             saved_bytes=kept * recorded,
         )
         return bill, recorded

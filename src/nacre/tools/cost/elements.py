@@ -57,6 +57,12 @@ def _slices(given: Mapping[str, Any], result: Any) -> dict[str, Any]:
     return {"rows": first(result).numel() // max(features, 1), "features": features}
 
 
+def _asked(given: Mapping[str, Any]) -> dict[str, bool]:
+    """Which gradients a backward gives; of a forward all are taken to be asked for."""
+    names = ("input_gradient", "weight_gradient", "bias_gradient")
+    return dict(zip(names, given.get("output_mask", (True, True, True)), strict=True))
+
+
 def _layer_norm(given: Mapping[str, Any], result: Any) -> dict[str, Any]:
     features = math.prod(given["normalized_shape"])
     return {
@@ -64,7 +70,7 @@ def _layer_norm(given: Mapping[str, Any], result: Any) -> dict[str, Any]:
         "features": features,
         "weight": given["weight"] is not None,
         "bias": given.get("bias") is not None,
-        "input_gradient": given.get("output_mask", (True,))[0],
+        **_asked(given),
     }
 
 
@@ -75,7 +81,7 @@ def _group_norm(given: Mapping[str, Any], result: Any) -> dict[str, Any]:
         "features": given["input"].numel() // max(rows, 1),
         "weight": given["weight"] is not None,
         "bias": given.get("bias", given["weight"]) is not None,
-        "input_gradient": given.get("output_mask", (True,))[0],
+        **_asked(given),
     }
 
 

@@ -9,6 +9,7 @@ from nacre.core.cost import Cost
 from nacre.layers import LAYERS
 from nacre.layers.dropout.cost import residual_cost as residual_dropout_cost
 from nacre.layers.layer_norm.cost import residual_cost as residual_dropout_layer_norm_cost
+from nacre.layers.recurrent.cost import KINDS
 from nacre.tools.cost.products import Counted, attention_sizes
 
 Given = Mapping[str, Any]
@@ -58,6 +59,8 @@ def _layer_norm(layer: str, given: Given) -> Cost:
         weight=given["weight"] is not None,
         bias=given["bias"] is not None if "bias" in given else needs[2],
         input_gradient=needs[0],
+        weight_gradient=needs[1],
+        bias_gradient=needs[2],
     )
 
 
@@ -160,6 +163,7 @@ def _recurrent(layer: str, given: Given) -> Cost:
     packed, batch = given["batch_sizes"], given["h0"].shape[0]
     rows = math.prod(data.shape[:-1])
     projected = given.get("weight_hr")
+    parameters = needs[3 if layer == "lstm" else 2 :]
     return LAYERS[layer].cost(
         rows=rows,
         batch=batch,
@@ -173,7 +177,7 @@ def _recurrent(layer: str, given: Given) -> Cost:
         input_gradient=needs[0],
         h0_gradient=needs[1],
         c0_gradient=layer == "lstm" and needs[2],
-        parameter_gradient=any(needs[3 if layer == "lstm" else 2 :]),
+        frozen=(tuple(kind for kind, needed in zip(KINDS, parameters, strict=False) if not needed),),
     )
 
 
@@ -231,6 +235,8 @@ def _joined(layer: str, given: Given) -> Cost:
         drops=drops,
         residual_gradient=needs[0],
         branch_gradient=needs[1],
+        weight_gradient=needs[2],
+        bias_gradient=needs[3],
     )
 
 
